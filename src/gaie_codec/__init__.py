@@ -1,0 +1,68 @@
+"""Transcode between the OpenAI HTTP API and the gRPC protocols of model servers. A pure core: no I/O, clocks or randomness.
+
+Start with `Transcoder`. Public calls raise only `CodecError` (the input is at fault) or `UsageError` (the caller is).
+"""
+
+from ._errors import (
+    Code,
+    CodecError,
+    FramingError,
+    MalformedMessageError,
+    MalformedRequestError,
+    ModelNotFoundError,
+    OutOfOrderError,
+    RequestError,
+    RequestTooLargeError,
+    TruncatedResponseError,
+    UnsupportedEndpointError,
+    UnsupportedFieldError,
+    UpstreamError,
+    UpstreamStatusError,
+    UsageError,
+)
+from ._events import Constraint, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokenLogprob, TokensEvent, Usage
+from ._framing import FrameDecoder, encode_frame
+from ._sse import ServerSentEvent, SSEDecoder
+from ._state import State
+from ._transcoder import BodyChunk, Call, EndOfBody, Limits, Response, ResponseHead, Transcoder, encode_error_response
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BodyChunk",
+    "Call",
+    "Code",
+    "CodecError",
+    "Constraint",
+    "EndOfBody",
+    "FinishEvent",
+    "FrameDecoder",
+    "FramingError",
+    "InferenceRequest",
+    "Limits",
+    "MalformedMessageError",
+    "MalformedRequestError",
+    "ModelInfo",
+    "ModelNotFoundError",
+    "OutOfOrderError",
+    "RequestError",
+    "RequestTooLargeError",
+    "Response",
+    "ResponseHead",
+    "SSEDecoder",
+    "SamplingParams",
+    "ServerSentEvent",
+    "State",
+    "TokenLogprob",
+    "TokensEvent",
+    "Transcoder",
+    "TruncatedResponseError",
+    "UnsupportedEndpointError",
+    "UnsupportedFieldError",
+    "UpstreamError",
+    "UpstreamStatusError",
+    "Usage",
+    "UsageError",
+    "encode_error_response",
+    "encode_frame",
+]

@@ -1,0 +1,144 @@
+"""What flows: the neutral vocabulary between the OpenAI side and every model-server dialect.
+
+One `InferenceRequest` goes in; events come out, each about one choice. The names are OpenAI's, with vLLM's for what OpenAI does not
+have, so that a field's name is also the `param` of an error about it. A value equal to its default means "nothing was asked".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+
+class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+    """What the output must match. `value` is JSON text for json_schema and structural_tag, the pattern for regex and grammar, a
+    tuple of texts for choice, and empty for json_object."""
+
+    kind: Literal["json_schema", "regex", "grammar", "structural_tag", "json_object", "choice"]
+    value: str | tuple[str, ...] = ""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to sample. Defaults are OpenAI's: temperature 1, nothing cut off, nothing penalized.
+
+    `temperature` None means that the sender set none, which servers understand differently (vLLM 1.0, SGLang 0.0); the OpenAI side
+    always sets it. `max_tokens` None means as many as the context holds. `top_k` 0 means off. `logprobs` 0 asks for the sampled token only.
+    """
+
+    temperature: float | None = None
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    ignore_eos: bool = False
+    n: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    seed: int | None = None
+    include_stop_str_in_output: bool = False
+    logit_bias: dict[int, float] = {}
+    bad_words: tuple[str, ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    constraint: Constraint | None = None
+
+
+class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One generation, as a scheduler wants to see it: the prompt, how to sample, and how to route."""
+
+    request_id: str
+    model: str = ""
+    prompt_token_ids: list[int] = []
+    prompt_text: str | None = None  # set instead of prompt_token_ids when the model server is to tokenize
+    sampling: SamplingParams = SamplingParams()
+    stream: bool = False
+    priority: int = 0
+    cache_salt: str = ""
+    lora_name: str = ""
+    data_parallel_rank: int | None = None
+    kv_transfer_params: str = ""  # JSON text
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """The log probability of one token, and of the likeliest at its place as (token id, log probability)."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class TokensEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens that one choice gained. `completion_tokens` is as reported: some servers count this message, some the choice so far."""
+
+    index: int = 0
+    token_ids: list[int] = []
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class FinishEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One choice ended. `token_ids` may repeat what TokensEvents already brought: the last of it, or all.
+
+    `finish_reason` is the server's word: "stop", "length", "abort", "error", or another that is passed on. `matched_stop` is the stop
+    string or the stop token's id that ended it, None for EOS and where the server does not say.
+    """
+
+    index: int = 0
+    token_ids: list[int] = []
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str = "stop"
+    matched_stop: str | int | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    kv_transfer_params: str = ""  # JSON text
+
+
+Event: TypeAlias = TokensEvent | FinishEvent
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a server tells of its model. 0 and empty stand for unknown.
+
+    `default_sampling_params` are the model's own (`generation_config.json`); servers only advertise them, so the codec lays them under
+    what the client left open.
+    """
+
+    model_path: str = ""
+    served_model_name: str = ""
+    aliases: tuple[str, ...] = ()
+    tokenizer_path: str = ""
+    max_model_len: int = 0
+    vocab_size: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    default_sampling_params: dict[str, Any] = {}
+    is_generation: bool = True
+
+    def serves(self, model: str) -> bool:
+        """Whether `model` names this model. Where nothing is known, or the client named none, it does."""
+        names = (self.served_model_name, *self.aliases) if self.served_model_name else ()
+        return not model or not names or model in names
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of one request: the prompt once, however many choices there are; completion tokens of all choices together."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens

@@ -1,0 +1,479 @@
+"""The one data path: HTTP request -> gRPC call -> HTTP answer, for a dialect and snapshot bound at the start.
+
+    transcoder = Transcoder("vllm.engine", tokenizer=tokenizer)
+    call = transcoder.request("POST", "/v1/chat/completions", headers, body, request_id="r1")
+    response = call.response(created=1700000000)
+    for out in response.receive_data(chunk): ...
+
+No I/O, clocks or randomness: the host brings bytes, ids and times, and copies out `ResponseHead`, `BodyChunk` and `EndOfBody`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import msgspec
+from google.protobuf.message import DecodeError, EncodeError
+
+from . import adapters, snapshots
+from ._choices import Choice
+from ._errors import (
+    CodecError,
+    MalformedMessageError,
+    MalformedRequestError,
+    OutOfOrderError,
+    RequestTooLargeError,
+    TruncatedResponseError,
+    UnsupportedEndpointError,
+    UnsupportedFieldError,
+    UpstreamStatusError,
+    UsageError,
+)
+from ._events import Event, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokensEvent, Usage
+from ._framing import DEFAULT_MAX_MESSAGE_BYTES, FrameDecoder, encode_frame
+from ._metadata import FORWARDED, Headers, as_mapping, check_headers, decode_status
+from ._state import Input, State, next_state
+from .openai import chat
+from .openai.chat_response import ResponseMeta, StreamEncoder, UnaryEncoder
+from .openai.errors import encode_error
+
+if TYPE_CHECKING:
+    from .adapters.base import Adapter
+    from .text import Tokenizer
+
+_REQUEST_DEFAULTS: Final = InferenceRequest(request_id="")
+_SAMPLING_DEFAULTS: Final = SamplingParams()
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds on what is taken in, in bytes."""
+
+    max_request_bytes: int = 64 * 1024 * 1024
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+
+
+class ResponseHead(msgspec.Struct, frozen=True):
+    """The HTTP status and headers to send. It comes first, and once."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+
+
+class BodyChunk(msgspec.Struct, frozen=True):
+    """Bytes of the HTTP body to send."""
+
+    data: bytes
+
+
+class EndOfBody(msgspec.Struct, frozen=True):
+    """The body is complete. Nothing follows; a host may cancel an upstream call that is still open."""
+
+
+Output: TypeAlias = ResponseHead | BodyChunk | EndOfBody
+
+
+def encode_error_response(error: CodecError) -> tuple[Output, ...]:
+    """A whole HTTP answer that reports `error` in OpenAI's form, such as one that `Transcoder.request` raised."""
+    return _whole(error.http_status, encode_error(error))
+
+
+def _whole(status: int, body: bytes) -> tuple[Output, ...]:
+    headers = (("content-type", "application/json"), ("content-length", str(len(body))))
+    return ResponseHead(status, headers), BodyChunk(body), EndOfBody()
+
+
+class Transcoder:
+    """OpenAI HTTP <-> one model-server dialect at one snapshot. Holds no per-request state; share it between threads.
+
+    `snapshot` None is the newest. `model` is what the server tells of itself (`decode_model_info`); without it nothing is checked
+    against the context length or the served name, and no model defaults apply. `unsupported="drop"` sends a request without the fields
+    that the wire cannot carry and reports them in `Call.dropped`, instead of refusing it. `stop_holdback="window"` holds back as much
+    text as vLLM's own server while a stop string could still come, which reproduces its chunk boundaries; "prefix" holds back only what
+    could still match.
+    """
+
+    def __init__(
+        self,
+        dialect: str,
+        *,
+        snapshot: str | None = None,
+        tokenizer: Tokenizer | None = None,
+        model: ModelInfo | None = None,
+        limits: Limits | None = None,
+        unsupported: Literal["reject", "drop"] = "reject",
+        stop_holdback: Literal["prefix", "window"] = "prefix",
+        prompt_tokens_details: bool = False,
+    ) -> None:
+        self.adapter = adapters.get(snapshots.load(dialect, snapshot))
+        if tokenizer is None:
+            raise UsageError(f"{dialect} answers in token ids: a tokenizer is needed")
+        if unsupported not in ("reject", "drop"):
+            raise UsageError(f"unsupported is {unsupported!r}, not 'reject' or 'drop'")
+        self.tokenizer = tokenizer
+        self.model = model if model is not None else ModelInfo()
+        self.limits = limits if limits is not None else Limits()
+        self.unsupported = unsupported
+        self.stop_holdback = stop_holdback
+        self.prompt_tokens_details = prompt_tokens_details
+        self.eos_token_ids = tokenizer.eos_token_ids.union(self.model.eos_token_ids)
+        self.system_fingerprint = f"{self.adapter.dialect}-{self.adapter.snapshot.name}"
+
+    def request(
+        self, method: str, path: str, headers: Headers | Mapping[str, str], body: bytes, *, request_id: str
+    ) -> Call:
+        """Decode one HTTP request and encode the call to make of it.
+
+        `request_id` must be unique among the calls in flight; a client's own (X-Request-Id, or `request_id` in the body) wins, as with
+        vLLM. Raises RequestError.
+        """
+        route = path.partition("?")[0]
+        if route != chat.PATH:
+            raise UnsupportedEndpointError(f"no such endpoint; this gateway serves {chat.PATH}")
+        if method != "POST":
+            raise UnsupportedEndpointError(f"{chat.PATH} takes POST", http_status=405)
+        if len(body) > self.limits.max_request_bytes:
+            raise RequestTooLargeError(f"the body of {len(body)} bytes is over the limit of {self.limits.max_request_bytes}")
+        fields = as_mapping(headers)
+        content_type = fields.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if content_type != "application/json":
+            raise MalformedRequestError("Unsupported Media Type: Only 'application/json' is allowed")
+        decoded = chat.decode_request(
+            body, request_id=request_id, fixed_id=fields.get("x-request-id"), tokenizer=self.tokenizer, model=self.model
+        )
+        inference, dropped = self._fit(decoded.inference)
+        try:
+            message = self.adapter.encode_request(inference).SerializeToString()
+        except (ValueError, TypeError, EncodeError):
+            # The ranges were checked: what protobuf still refuses is text that is not Unicode.
+            raise MalformedRequestError("the request holds text that is not valid Unicode") from None
+        metadata = tuple((name, fields[name]) for name in FORWARDED if name in fields)
+        return Call(self, inference, decoded.options, message, metadata, dropped + decoded.ignored)
+
+    def _fit(self, request: InferenceRequest) -> tuple[InferenceRequest, tuple[str, ...]]:
+        """Hold the request against what the dialect can carry: refuse by name, or drop and report."""
+        lost = [name for name in _asked_for(request) if name not in self.adapter.carries]
+        if lost:
+            if self.unsupported == "reject":
+                raise UnsupportedFieldError(
+                    f"`{_openai_name(lost[0])}` cannot be sent to this model server ({self.adapter.dialect},"
+                    f" snapshot {self.adapter.snapshot.name})",
+                    param=_openai_name(lost[0]),
+                )
+            request = _without(request, lost)
+        for name, (low, high) in self.adapter.ranges.items():
+            value = getattr(request.sampling, name, None)
+            if value is not None and not low <= value <= high:
+                raise MalformedRequestError(
+                    f"{name} must be between {low} and {high} for this model server, got {value}. (parameter={name}, value={value})",
+                    param=name,
+                )
+        return request, tuple(_openai_name(name) for name in lost)
+
+
+def _asked_for(request: InferenceRequest) -> list[str]:
+    """The neutral fields that ask for something: those which differ from their defaults."""
+    names = [name for name in request.__struct_fields__ if name != "sampling" and getattr(request, name) != getattr(_REQUEST_DEFAULTS, name)]
+    params = request.sampling
+    for name in params.__struct_fields__:
+        value = getattr(params, name)
+        if value != getattr(_SAMPLING_DEFAULTS, name):
+            names.append(f"constraint.{value.kind}" if name == "constraint" else name)
+    return names
+
+
+def _without(request: InferenceRequest, names: Sequence[str]) -> InferenceRequest:
+    plain = ["constraint" if name.startswith("constraint.") else name for name in names]
+    sampling = {name: getattr(_SAMPLING_DEFAULTS, name) for name in plain if name in SamplingParams.__struct_fields__}
+    outer = {name: getattr(_REQUEST_DEFAULTS, name) for name in plain if name in InferenceRequest.__struct_fields__}
+    return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, **sampling), **outer)
+
+
+def _openai_name(name: str) -> str:
+    """The request field behind a neutral name, where they differ."""
+    return "response_format" if name.startswith("constraint.") else name
+
+
+class Call:
+    """One gRPC call to make: where it goes, what it says, and how to read the answer."""
+
+    __slots__ = ("_options", "_transcoder", "dropped", "inference", "message", "metadata", "path")
+
+    def __init__(
+        self,
+        transcoder: Transcoder,
+        inference: InferenceRequest,
+        options: chat.ChatOptions,
+        message: bytes,
+        metadata: tuple[tuple[str, str], ...],
+        dropped: tuple[str, ...],
+    ) -> None:
+        self._transcoder = transcoder
+        self._options = options
+        self.path = transcoder.adapter.generate_path
+        self.metadata = metadata
+        self.message = message
+        self.inference = inference
+        self.dropped = dropped
+
+    @property
+    def frame(self) -> bytes:
+        """The request body on the wire: `message` with its length prefix."""
+        return encode_frame(self.message)
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """The HTTP/2 request headers for a host without a gRPC library: what gRPC wants, then `metadata`."""
+        return (
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+            ("grpc-accept-encoding", "identity,deflate,gzip"),
+            *self.metadata,
+        )
+
+    def response(self, *, created: int, id: str | None = None) -> Response:
+        """The reader of the answer. `created` is in seconds since the epoch; `id` None is the call's request id."""
+        transcoder = self._transcoder
+        meta = ResponseMeta(
+            id=id if id is not None else self.inference.request_id,
+            created=created,
+            system_fingerprint=transcoder.system_fingerprint,
+            prompt_tokens_details=transcoder.prompt_tokens_details,
+        )
+        return Response(transcoder, self.inference, self._options, meta)
+
+
+class Response:
+    """gRPC response -> HTTP answer, from bytes cut anywhere.
+
+    The `receive_*` methods return what to send and never raise on what the server sends: a broken upstream becomes the right HTTP
+    answer, and `error` says what happened. They raise UsageError when called after the end of the response was received.
+    `ended` is true once EndOfBody was returned.
+    """
+
+    __slots__ = (
+        "_adapter",
+        "_choices",
+        "_decode",
+        "_encoder",
+        "_eof",
+        "_frames",
+        "_head_sent",
+        "_parse",
+        "_prompt_token_ids",
+        "_status_in_headers",
+        "_unfinished",
+        "_usage",
+        "_wants_usage",
+        "ended",
+        "error",
+        "state",
+    )
+
+    def __init__(self, transcoder: Transcoder, request: InferenceRequest, options: chat.ChatOptions, meta: ResponseMeta) -> None:
+        adapter = transcoder.adapter
+        self.state = State.AWAIT_HEADERS
+        self.error: CodecError | None = None
+        self.ended = False
+        self._eof = False
+        self._head_sent = False
+        self._adapter: Adapter = adapter
+        self._parse: Any = adapter.response_type.FromString
+        self._decode = adapter.decode_response
+        self._frames = FrameDecoder(max_message_bytes=transcoder.limits.max_message_bytes)
+        self._encoder = StreamEncoder(options, meta) if options.stream else UnaryEncoder(options, meta)
+        self._choices = [
+            Choice(
+                index,
+                request,
+                transcoder.tokenizer,
+                eos_token_ids=transcoder.eos_token_ids,
+                stop_holdback=transcoder.stop_holdback,
+            )
+            for index in range(request.sampling.n)
+        ]
+        self._unfinished = len(self._choices)
+        self._usage = Usage(prompt_tokens=len(request.prompt_token_ids))
+        self._wants_usage = options.continuous_usage
+        self._prompt_token_ids = request.prompt_token_ids
+        self._status_in_headers: dict[str, str] | None = None
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far; exact once the response has ended."""
+        return msgspec.structs.replace(self._usage, completion_tokens=sum(choice.completion_tokens for choice in self._choices))
+
+    def receive_headers(self, headers: Headers | Mapping[str, str] = (), *, status: int = 200) -> Sequence[Output]:
+        """The response headers, `status` being the HTTP status. A grpc-status among them may be a trailers-only answer."""
+        self._check_open()
+        fields = as_mapping(headers)
+        if "grpc-status" in fields:
+            # Trailers-only, or a server that says it twice; which one is known when trailers or the end come.
+            self._status_in_headers = fields
+        else:
+            fault = check_headers(status, fields)
+            if fault is not None:
+                return self._fail(fault, [])
+        self._frames.encoding = fields.get("grpc-encoding", "identity")
+        return self._advance(Input.HEADERS)
+
+    def receive_data(self, data: bytes) -> Sequence[Output]:
+        """Bytes of the response body, cut anywhere."""
+        if self._eof:
+            self._check_open()
+        if self.ended:
+            return ()
+        parts: list[bytes] = []
+        try:
+            for payload in self._frames.receive_data(data):
+                self._message(payload, parts)
+        except CodecError as error:
+            return self._fail(error, parts)
+        return self._send(parts) if parts else ()
+
+    def receive_message(self, message: bytes) -> Sequence[Output]:
+        """One message without its frame, for hosts whose gRPC library took the frames away."""
+        if self._eof:
+            self._check_open()
+        if self.ended:
+            return ()
+        parts: list[bytes] = []
+        try:
+            self._message(message, parts)
+        except CodecError as error:
+            return self._fail(error, parts)
+        return self._send(parts) if parts else ()
+
+    def receive_trailers(self, trailers: Headers | Mapping[str, str]) -> Sequence[Output]:
+        """The trailers, which end the response."""
+        self._check_open()
+        self._eof = True
+        return self._end(as_mapping(trailers))
+
+    def receive_eof(self) -> Sequence[Output]:
+        """The connection or stream ended without trailers."""
+        self._check_open()
+        self._eof = True
+        if self._status_in_headers is not None:
+            return self._end(self._status_in_headers)
+        if self.ended:
+            return ()
+        return self._fail(self._cut_short() or TruncatedResponseError("the response ended without a grpc-status"), [])
+
+    def _check_open(self) -> None:
+        if self._eof:
+            raise UsageError("the end of this response was received already")
+
+    def _message(self, payload: bytes, parts: list[bytes]) -> None:
+        try:
+            event = self._decode(self._parse(payload))
+        except DecodeError:
+            raise MalformedMessageError(f"a payload of {len(payload)} bytes is no {self._adapter.response_type.DESCRIPTOR.full_name}") from None
+        if event is None:
+            # An empty message is legal and says nothing, but it still has to come at its time.
+            if next_state(self.state, Input.MESSAGE) is State.ERROR:
+                raise self._out_of_order(Input.MESSAGE)
+            return
+        if event.index >= len(self._choices):
+            raise OutOfOrderError(f"a message for choice {event.index} of {len(self._choices)}")
+        choice = self._choices[event.index]
+        if type(event) is TokensEvent:
+            delta = choice.receive_tokens(event)
+            received = Input.MESSAGE
+        else:
+            delta = choice.receive_finish(event)  # type: ignore[arg-type]
+            self._unfinished -= 1
+            received = Input.MESSAGE if self._unfinished else Input.LAST_FINISH
+        if self.state is not State.STREAMING or received is not Input.MESSAGE:
+            self._move(received, event, parts)
+        if delta is not None:
+            parts.append(self._encoder.delta(delta, self._choice_usage(choice) if self._wants_usage else None))
+
+    def _move(self, received: Input, event: Event, parts: list[bytes]) -> None:
+        """Every transition but STREAMING to itself, which is the per-token path."""
+        if self.state is State.AWAIT_MESSAGE:
+            self._see_prompt(event)
+            parts.append(self._encoder.open(range(len(self._choices)), self._prompt_token_ids, self._usage))
+        elif isinstance(event, FinishEvent):
+            self._see_prompt(event)
+        state = next_state(self.state, received)
+        if state is State.ERROR:
+            raise self._out_of_order(received)
+        self.state = state
+
+    def _see_prompt(self, event: Event) -> None:
+        if event.prompt_tokens or event.cached_tokens:
+            self._usage = Usage(
+                prompt_tokens=event.prompt_tokens or self._usage.prompt_tokens,
+                cached_tokens=max(event.cached_tokens, self._usage.cached_tokens),
+            )
+
+    def _choice_usage(self, choice: Choice) -> Usage:
+        return msgspec.structs.replace(self._usage, completion_tokens=choice.completion_tokens)
+
+    def _out_of_order(self, received: Input) -> OutOfOrderError:
+        return OutOfOrderError(f"{received.name} in state {self.state.name}")
+
+    def _advance(self, received: Input) -> Sequence[Output]:
+        state = next_state(self.state, received)
+        if state is State.ERROR:
+            return self._fail(self._out_of_order(received), [])
+        self.state = state
+        return ()
+
+    def _end(self, trailers: dict[str, str]) -> Sequence[Output]:
+        if self.ended:
+            return ()
+        fault: CodecError | None = decode_status(trailers)
+        if fault is None:
+            fault = self._cut_short()
+        if fault is not None:
+            return self._fail(fault, [])
+        self.state = next_state(self.state, Input.STATUS_OK)
+        return self._send([self._encoder.close(self.usage)], last=True)
+
+    def _cut_short(self) -> CodecError | None:
+        """Why grpc-status 0 would be a lie: an unfinished frame, or a choice without its finish."""
+        try:
+            self._frames.receive_eof()
+        except TruncatedResponseError as error:
+            return error
+        if self.state is State.FINISHED:
+            return None
+        return TruncatedResponseError(f"the response ended before {self._unfinished} of {len(self._choices)} choices had finished")
+
+    def _send(self, parts: list[bytes], *, last: bool = False) -> Sequence[Output]:
+        if not self._encoder.streams:
+            if not last:
+                return ()
+            self.ended = True
+            return _whole(200, parts[0])
+        outputs: list[Output] = []
+        if not self._head_sent:
+            self._head_sent = True
+            outputs.append(ResponseHead(200, (("content-type", self._encoder.content_type), ("cache-control", "no-cache"))))
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if data:
+            outputs.append(BodyChunk(data))
+        if last:
+            self.ended = True
+            outputs.append(EndOfBody())
+        return outputs
+
+    def _fail(self, error: CodecError, parts: list[bytes]) -> Sequence[Output]:
+        """End the answer with `error`: after the messages that came before it, in the form that the client can still be told."""
+        if self.ended:
+            return ()
+        self.error = error
+        received = Input.STATUS_ERROR if isinstance(error, UpstreamStatusError) else None
+        self.state = next_state(self.state, received) if received is not None else State.ERROR
+        if not self._encoder.streams or not (self._head_sent or parts):
+            self.ended = True
+            return encode_error_response(error)
+        # Text that waited for its choice to end, or could still have become a stop string, was generated: the client gets it.
+        for choice in self._choices:
+            delta = choice.abandon()
+            if delta is not None:
+                parts.append(self._encoder.delta(delta, self._choice_usage(choice) if self._wants_usage else None))
+        parts.append(self._encoder.error(error))
+        return self._send(parts, last=True)

@@ -1,0 +1,26 @@
+"""Model-server dialects: one adapter each, imported only when its dialect is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from types import MappingProxyType
+from typing import Final
+
+from .._errors import UsageError
+from ..snapshots import Snapshot
+from .base import Adapter
+
+_MODULES: Final = MappingProxyType({"vllm.engine": ".vllm.engine"})
+
+DIALECTS: Final = tuple(_MODULES)
+
+
+@cache
+def get(snapshot: Snapshot) -> Adapter:
+    """The adapter that speaks the snapshot's dialect. Raises UsageError where there is none."""
+    module = _MODULES.get(snapshot.dialect)
+    if module is None:
+        raise UsageError(f"no adapter for dialect {snapshot.dialect!r}; known: {', '.join(DIALECTS)}")
+    adapter: Adapter = importlib.import_module(module, __package__).adapter(snapshot)
+    return adapter

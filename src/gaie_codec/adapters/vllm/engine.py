@@ -1,0 +1,302 @@
+"""`vllm.engine`: service `vllm.grpc.engine.VllmEngine`, token ids in, token ids out.
+
+Spoken by `vllm serve --grpc` and the smg servicers. Traps of this wire: scalars without presence whose zero is not OpenAI's default
+(top_p, repetition_penalty, the two *special_tokens flags) are always written; a streamed Complete repeats ids which chunks already
+brought; `completion_tokens` is the message's own count with the Python servicer and the choice's total with the Rust one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..._errors import MalformedMessageError
+from ..._events import Constraint, Event, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokenLogprob, TokensEvent
+from ..base import Adapter
+
+if TYPE_CHECKING:
+    from ...snapshots import Snapshot
+
+SERVICE = "vllm.grpc.engine.VllmEngine"
+
+_SAMPLING_CARRIED = frozenset(name for name in SamplingParams.__struct_fields__ if name not in ("bad_words", "allowed_token_ids", "constraint"))
+_CONSTRAINTS_CARRIED = frozenset(f"constraint.{kind}" for kind in ("json_schema", "regex", "grammar", "structural_tag", "json_object", "choice"))
+
+_UINT32 = (0, 2**32 - 1)
+_RANGES = MappingProxyType(
+    {"top_k": _UINT32, "max_tokens": _UINT32, "min_tokens": _UINT32, "n": _UINT32, "seed": (-(2**31), 2**31 - 1)}
+)
+
+
+def adapter(snapshot: Snapshot) -> Adapter:
+    """The adapter for one snapshot of this dialect."""
+    generate = snapshot.method(SERVICE, "Generate")
+    has_index = snapshot.has_field("GenerateStreamChunk", "index")
+    has_logprobs = snapshot.has_field("GenerateStreamChunk", "output_logprobs")
+    has_matched_stop = snapshot.has_field("GenerateComplete", "matched_stop_str")
+    has_kv_transfer = snapshot.has_field("GenerateRequest", "kv_transfer_params_json")
+    has_dp_rank = snapshot.has_field("GenerateRequest", "data_parallel_rank")
+
+    carries = {"request_id", "model", "prompt_token_ids", "prompt_text", "stream", *_SAMPLING_CARRIED, *_CONSTRAINTS_CARRIED}
+    # Without an index in the response several choices cannot be told apart, so asking for them would be a lie.
+    carries -= set() if has_index else {"n"}
+    carries -= set() if has_logprobs else {"logprobs", "prompt_logprobs"}
+    carries |= {"kv_transfer_params"} if has_kv_transfer else set()
+    carries |= {"data_parallel_rank"} if has_dp_rank else set()
+
+    request_type: Any = generate.request
+    response_type: Any = generate.response
+    info_type: Any = snapshot.message("GetModelInfoResponse")
+
+    def encode_request(request: InferenceRequest) -> Any:
+        message = request_type()
+        message.request_id = request.request_id
+        if request.prompt_text is None:
+            message.tokenized.input_ids.extend(request.prompt_token_ids)
+        else:
+            message.text = request.prompt_text
+        _encode_sampling(request.sampling, message.sampling_params)
+        message.stream = request.stream
+        if request.kv_transfer_params:
+            message.kv_transfer_params_json = request.kv_transfer_params
+        if request.data_parallel_rank is not None:
+            message.data_parallel_rank = request.data_parallel_rank
+        return message
+
+    def decode_request(message: Any) -> InferenceRequest:
+        return InferenceRequest(
+            request_id=message.request_id,
+            prompt_token_ids=list(message.tokenized.input_ids),
+            prompt_text=message.text if message.HasField("text") else None,
+            sampling=_decode_sampling(message.sampling_params),
+            stream=message.stream,
+            kv_transfer_params=message.kv_transfer_params_json if has_kv_transfer else "",
+            data_parallel_rank=message.data_parallel_rank if has_dp_rank and message.HasField("data_parallel_rank") else None,
+        )
+
+    def decode_response(message: Any) -> Event | None:
+        # Nearly every message is a chunk with ids: reading them first saves WhichOneof (110 ns) on the per-token path.
+        chunk = message.chunk
+        token_ids = chunk.token_ids[:]
+        if not token_ids:
+            which = message.WhichOneof("response")
+            if which == "complete":
+                return decode_complete(message.complete)
+            if which is None:
+                return None
+        return TokensEvent(
+            index=chunk.index if has_index else 0,
+            token_ids=token_ids,
+            logprobs=_decode_logprobs(chunk.output_logprobs) if has_logprobs and chunk.HasField("output_logprobs") else (),
+            prompt_tokens=chunk.prompt_tokens,
+            completion_tokens=chunk.completion_tokens,
+            cached_tokens=chunk.cached_tokens,
+        )
+
+    def decode_complete(complete: Any) -> FinishEvent:
+        matched = complete.WhichOneof("matched_stop") if has_matched_stop else None
+        return FinishEvent(
+            index=complete.index if has_index else 0,
+            token_ids=complete.output_ids[:],
+            logprobs=_decode_logprobs(complete.output_logprobs) if has_logprobs and complete.HasField("output_logprobs") else (),
+            finish_reason=complete.finish_reason or "stop",
+            matched_stop=getattr(complete, matched) if matched else None,
+            prompt_tokens=complete.prompt_tokens,
+            completion_tokens=complete.completion_tokens,
+            cached_tokens=complete.cached_tokens,
+            kv_transfer_params=_check_json(complete.kv_transfer_params_json) if has_kv_transfer else "",
+        )
+
+    def encode_response(event: Event) -> Any:
+        message = response_type()
+        if isinstance(event, TokensEvent):
+            part = message.chunk
+            part.SetInParent()
+            part.token_ids.extend(event.token_ids)
+        else:
+            part = message.complete
+            part.output_ids.extend(event.token_ids)
+            part.finish_reason = event.finish_reason
+            if has_matched_stop and isinstance(event.matched_stop, str):
+                part.matched_stop_str = event.matched_stop
+            elif has_matched_stop and event.matched_stop is not None:
+                part.matched_token_id = event.matched_stop
+            if has_kv_transfer and event.kv_transfer_params:
+                part.kv_transfer_params_json = event.kv_transfer_params
+        part.prompt_tokens = event.prompt_tokens
+        part.completion_tokens = event.completion_tokens
+        part.cached_tokens = event.cached_tokens
+        if has_logprobs and event.logprobs:
+            _encode_logprobs(event.logprobs, part.output_logprobs)
+        if has_index:
+            part.index = event.index
+        return message
+
+    def decode_model_info(message: Any) -> ModelInfo:
+        known = {field.name for field in info_type.DESCRIPTOR.fields}
+        text = message.default_sampling_params_json if "default_sampling_params_json" in known else ""
+        return ModelInfo(
+            model_path=message.model_path,
+            is_generation=message.is_generation,
+            max_model_len=message.max_context_length,
+            vocab_size=message.vocab_size,
+            served_model_name=message.served_model_name if "served_model_name" in known else "",
+            tokenizer_path=message.tokenizer_path if "tokenizer_path" in known else "",
+            eos_token_ids=tuple(message.eos_token_ids) if "eos_token_ids" in known else (),
+            default_sampling_params=_decode_json_object(text),
+        )
+
+    def encode_model_info(info: ModelInfo) -> Any:
+        message = info_type()
+        known = info_type.DESCRIPTOR.fields_by_name
+        message.model_path = info.model_path
+        message.is_generation = info.is_generation
+        message.max_context_length = info.max_model_len
+        message.vocab_size = info.vocab_size
+        if "served_model_name" in known:
+            message.served_model_name = info.served_model_name
+        if "tokenizer_path" in known:
+            message.tokenizer_path = info.tokenizer_path
+        if "eos_token_ids" in known:
+            message.eos_token_ids.extend(info.eos_token_ids)
+        if "default_sampling_params_json" in known and info.default_sampling_params:
+            message.default_sampling_params_json = msgspec.json.encode(info.default_sampling_params).decode()
+        return message
+
+    return Adapter(
+        dialect=snapshot.dialect,
+        snapshot=snapshot,
+        generate_path=generate.path,
+        model_info_path=f"/{SERVICE}/GetModelInfo",
+        tokenizer_path=f"/{SERVICE}/GetTokenizer" if snapshot.has_method(SERVICE, "GetTokenizer") else None,
+        request_type=request_type,
+        response_type=response_type,
+        carries=frozenset(carries),
+        ranges=_RANGES,
+        encode_request=encode_request,
+        decode_request=decode_request,
+        decode_response=decode_response,
+        encode_response=encode_response,
+        decode_model_info=decode_model_info,
+        encode_model_info=encode_model_info,
+    )
+
+
+def _encode_sampling(params: SamplingParams, message: Any) -> None:
+    if params.temperature is not None:
+        message.temperature = params.temperature
+    message.top_p = params.top_p
+    message.top_k = params.top_k
+    message.min_p = params.min_p
+    message.frequency_penalty = params.frequency_penalty
+    message.presence_penalty = params.presence_penalty
+    message.repetition_penalty = params.repetition_penalty
+    if params.max_tokens is not None:
+        message.max_tokens = params.max_tokens
+    message.min_tokens = params.min_tokens
+    message.stop.extend(params.stop)
+    message.stop_token_ids.extend(params.stop_token_ids)
+    message.skip_special_tokens = params.skip_special_tokens
+    message.spaces_between_special_tokens = params.spaces_between_special_tokens
+    message.ignore_eos = params.ignore_eos
+    message.n = params.n
+    if params.constraint is not None:
+        _encode_constraint(params.constraint, message)
+    if params.logprobs is not None:
+        message.logprobs = params.logprobs
+    if params.prompt_logprobs is not None:
+        message.prompt_logprobs = params.prompt_logprobs
+    if params.seed is not None:
+        message.seed = params.seed
+    message.include_stop_str_in_output = params.include_stop_str_in_output
+    if params.logit_bias:
+        message.logit_bias.update(params.logit_bias)
+
+
+def _decode_sampling(message: Any) -> SamplingParams:
+    # A zero that the servicer would read as a default is decoded as that default.
+    return SamplingParams(
+        temperature=message.temperature if message.HasField("temperature") else None,
+        top_p=message.top_p or 1.0,
+        top_k=message.top_k,
+        min_p=message.min_p,
+        frequency_penalty=message.frequency_penalty,
+        presence_penalty=message.presence_penalty,
+        repetition_penalty=message.repetition_penalty or 1.0,
+        max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
+        min_tokens=message.min_tokens,
+        stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        skip_special_tokens=message.skip_special_tokens,
+        spaces_between_special_tokens=message.spaces_between_special_tokens,
+        ignore_eos=message.ignore_eos,
+        n=message.n or 1,
+        constraint=_decode_constraint(message),
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+        seed=message.seed if message.HasField("seed") else None,
+        include_stop_str_in_output=message.include_stop_str_in_output,
+        logit_bias=dict(message.logit_bias),
+    )
+
+
+def _encode_constraint(constraint: Constraint, message: Any) -> None:
+    if constraint.kind == "json_object":
+        message.json_object = True
+    elif constraint.kind == "choice":
+        message.choice.choices.extend(constraint.value)
+    else:
+        setattr(message, constraint.kind, constraint.value)
+
+
+def _decode_constraint(message: Any) -> Constraint | None:
+    kind = message.WhichOneof("constraint")
+    if kind is None or (kind == "json_object" and not message.json_object):
+        return None
+    if kind == "json_object":
+        return Constraint(kind=kind)
+    return Constraint(kind=kind, value=tuple(message.choice.choices) if kind == "choice" else getattr(message, kind))
+
+
+def _encode_logprobs(logprobs: Sequence[TokenLogprob], message: Any) -> None:
+    for entry in logprobs:
+        message.token_logprobs.append(entry.logprob)
+        message.token_ids.append(entry.token_id)
+        top = message.top_logprobs.add()
+        top.token_ids.extend(token_id for token_id, _ in entry.top)
+        top.values.extend(value for _, value in entry.top)
+
+
+def _decode_logprobs(message: Any) -> tuple[TokenLogprob, ...]:
+    token_ids, values, tops = message.token_ids, message.token_logprobs, message.top_logprobs
+    if len(token_ids) != len(values):
+        raise MalformedMessageError(f"output_logprobs: {len(values)} token_logprobs for {len(token_ids)} token_ids")
+    return tuple(
+        TokenLogprob(
+            token_id=token_id,
+            logprob=value,
+            top=tuple(zip(tops[place].token_ids, tops[place].values, strict=False)) if place < len(tops) else (),
+        )
+        for place, (token_id, value) in enumerate(zip(token_ids, values, strict=True))
+    )
+
+
+def _check_json(text: str) -> str:
+    if text:
+        try:
+            msgspec.json.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            raise MalformedMessageError("kv_transfer_params_json is not JSON") from None
+    return text
+
+
+def _decode_json_object(text: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        raise MalformedMessageError("default_sampling_params_json is not a JSON object") from None

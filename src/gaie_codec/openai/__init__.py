@@ -1,0 +1,1 @@
+"""The OpenAI HTTP API: one module an endpoint, bodies <-> the neutral vocabulary."""

@@ -1,0 +1,207 @@
+"""Deltas -> a chat completion: as SSE chunks, or folded into one JSON body.
+
+Chunks are vLLM's, without its always-null extras and without chunks that carry nothing. What is constant in a choice's chunk is encoded
+once; per token only the text is (0.03 us instead of 0.5 us for the whole object). Both encoders take the same calls in the same
+order: `open`, `delta` ..., then `close` or `error`.
+"""
+
+from __future__ import annotations
+
+
+from typing import Any, Protocol
+
+import msgspec
+
+from .. import _sse
+from .._choices import Delta, TextLogprob
+from .._errors import CodecError
+from .._events import Usage
+from .chat import ChatOptions
+from .errors import encode_error
+
+_encode = msgspec.json.Encoder().encode
+
+
+class ResponseMeta(msgspec.Struct, frozen=True, kw_only=True):
+    """What the host decides about one answer: ids, clocks and labels. `created` is in seconds since the epoch."""
+
+    id: str
+    created: int
+    system_fingerprint: str | None = None
+    prompt_tokens_details: bool = False
+    """Show `prompt_tokens_details.cached_tokens` in usage, as vLLM does with --enable-prompt-tokens-details."""
+
+
+class ResponseEncoder(Protocol):
+    """What makes an HTTP body of deltas."""
+
+    content_type: str
+    streams: bool
+
+    def open(self, indexes: range, prompt_token_ids: list[int], usage: Usage) -> bytes: ...
+    def delta(self, delta: Delta, usage: Usage | None) -> bytes: ...
+    def close(self, usage: Usage) -> bytes: ...
+    def error(self, error: CodecError) -> bytes: ...
+
+
+class StreamEncoder:
+    """Server-sent events."""
+
+    content_type = _sse.CONTENT_TYPE
+    streams = True
+
+    def __init__(self, options: ChatOptions, meta: ResponseMeta) -> None:
+        self._options = options
+        self._meta = meta
+        # {"id":...,"object":...,"created":...,"model":... - without its closing brace, for what each chunk adds.
+        self._head = _sse.DATA + _encode(
+            {"id": meta.id, "object": "chat.completion.chunk", "created": meta.created, "model": options.model}
+        )[:-1]
+        self._prefixes: dict[int, bytes] = {}
+        self._plain = not (options.return_token_ids or options.logprobs or options.continuous_usage)
+
+    def open(self, indexes: range, prompt_token_ids: list[int], usage: Usage) -> bytes:
+        """The role chunks of all choices, once the first upstream message is there."""
+        prompt = {"prompt_token_ids": prompt_token_ids} if self._options.return_token_ids else {}
+        continuous = {"usage": self._usage(usage)} if self._options.continuous_usage else {}
+        chunks = []
+        for index in indexes:
+            self._prefixes[index] = self._head + b',"choices":[{"index":%d,"delta":{"content":' % index
+            choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+            chunks.append(self._chunk({"choices": [choice], **continuous, **prompt}))
+        return b"".join(chunks)
+
+    def delta(self, delta: Delta, usage: Usage | None) -> bytes:
+        """One chunk; nothing for a delta that carries nothing."""
+        if self._plain and delta.finish_reason is None:
+            if not delta.text:
+                return b""
+            return b"%b%b},\"logprobs\":null,\"finish_reason\":null}]}\n\n" % (self._prefixes[delta.index], _encode(delta.text))
+        if delta.finish_reason is None and not (delta.text or delta.logprobs or (delta.token_ids and self._options.return_token_ids)):
+            return b""
+        choice: dict[str, Any] = {
+            "index": delta.index,
+            "delta": {"content": delta.text},
+            "logprobs": {"content": [_logprob(entry) for entry in delta.logprobs]} if self._options.logprobs else None,
+            "finish_reason": delta.finish_reason,
+        }
+        if delta.finish_reason is not None:
+            choice["stop_reason"] = delta.stop_reason
+        if self._options.return_token_ids:
+            choice["token_ids"] = delta.token_ids
+        chunk: dict[str, Any] = {"choices": [choice]}
+        if self._options.continuous_usage and usage is not None:
+            chunk["usage"] = self._usage(usage)
+        if delta.finish_reason is not None and self._meta.system_fingerprint and not self._options.include_usage:
+            chunk["system_fingerprint"] = self._meta.system_fingerprint
+        if delta.kv_transfer_params:
+            chunk["kv_transfer_params"] = msgspec.Raw(delta.kv_transfer_params.encode())
+        return self._chunk(chunk)
+
+    def close(self, usage: Usage) -> bytes:
+        """The usage chunk when asked for, and `[DONE]`."""
+        if not self._options.include_usage:
+            return _sse.DONE
+        last: dict[str, Any] = {"choices": [], "usage": self._usage(usage)}
+        if self._meta.system_fingerprint:
+            last["system_fingerprint"] = self._meta.system_fingerprint
+        return self._chunk(last) + _sse.DONE
+
+    def error(self, error: CodecError) -> bytes:
+        """An error event. No `[DONE]` follows: the stream did not end well."""
+        return _sse.encode_event(encode_error(error))
+
+    def _chunk(self, rest: dict[str, Any]) -> bytes:
+        return self._head + b"," + _encode(rest)[1:] + _sse.END
+
+    def _usage(self, usage: Usage) -> dict[str, Any]:
+        return _usage(usage, self._meta.prompt_tokens_details)
+
+
+class UnaryEncoder:
+    """One JSON body: the fold of what StreamEncoder would have sent."""
+
+    content_type = "application/json"
+    streams = False
+
+    def __init__(self, options: ChatOptions, meta: ResponseMeta) -> None:
+        self._options = options
+        self._meta = meta
+        self._texts: dict[int, list[str]] = {}
+        self._token_ids: dict[int, list[int]] = {}
+        self._logprobs: dict[int, list[TextLogprob]] = {}
+        self._finishes: dict[int, Delta] = {}
+        self._prompt_token_ids: list[int] = []
+
+    def open(self, indexes: range, prompt_token_ids: list[int], usage: Usage) -> bytes:
+        """Nothing yet: the body comes whole."""
+        self._prompt_token_ids = prompt_token_ids
+        for index in indexes:
+            self._texts[index], self._token_ids[index], self._logprobs[index] = [], [], []
+        return b""
+
+    def delta(self, delta: Delta, usage: Usage | None) -> bytes:
+        """Keep the delta."""
+        self._texts[delta.index].append(delta.text)
+        self._token_ids[delta.index] += delta.token_ids
+        self._logprobs[delta.index] += delta.logprobs
+        if delta.finish_reason is not None:
+            self._finishes[delta.index] = delta
+        return b""
+
+    def close(self, usage: Usage) -> bytes:
+        """The whole body."""
+        body: dict[str, Any] = {
+            "id": self._meta.id,
+            "object": "chat.completion",
+            "created": self._meta.created,
+            "model": self._options.model,
+            "choices": [self._choice(index) for index in sorted(self._finishes)],
+        }
+        if self._meta.system_fingerprint:
+            body["system_fingerprint"] = self._meta.system_fingerprint
+        body["usage"] = _usage(usage, self._meta.prompt_tokens_details)
+        if self._options.return_token_ids:
+            body["prompt_token_ids"] = self._prompt_token_ids
+        for finish in self._finishes.values():
+            if finish.kv_transfer_params:
+                body["kv_transfer_params"] = msgspec.Raw(finish.kv_transfer_params.encode())
+        return _encode(body)
+
+    def error(self, error: CodecError) -> bytes:
+        """The error body alone."""
+        return encode_error(error)
+
+    def _choice(self, index: int) -> dict[str, Any]:
+        finish = self._finishes[index]
+        choice: dict[str, Any] = {
+            "index": index,
+            "message": {"role": "assistant", "content": "".join(self._texts[index]), "refusal": None},
+            "logprobs": {"content": [_logprob(entry) for entry in self._logprobs[index]]} if self._options.logprobs else None,
+            "finish_reason": finish.finish_reason,
+            "stop_reason": finish.stop_reason,
+        }
+        if self._options.return_token_ids:
+            choice["token_ids"] = self._token_ids[index]
+        return choice
+
+
+def _usage(usage: Usage, with_details: bool) -> dict[str, Any]:
+    encoded: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "total_tokens": usage.total_tokens,
+        "completion_tokens": usage.completion_tokens,
+    }
+    if with_details:
+        encoded["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    return encoded
+
+
+def _logprob(entry: TextLogprob) -> dict[str, Any]:
+    return {**_token(entry.token, entry.logprob), "top_logprobs": [_token(token, value) for token, value in entry.top]}
+
+
+def _token(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+

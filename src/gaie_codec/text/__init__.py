@@ -1,0 +1,74 @@
+"""Text for token ids and token ids for text: what the rest of the library asks of a tokenizer.
+
+Only the two protocols and the stop matcher are here, so that the core needs neither tokenizers nor jinja2. `text.huggingface` is
+the implementation for `tokenizer.json` models; anything else that has these methods will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+from ._stops import StopMatcher
+
+__all__ = ["Detokenizer", "StopMatcher", "Tokenizer"]
+
+NO_TEMPLATE_KWARGS: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+class Detokenizer(Protocol):
+    """Turns the token ids of one choice into text, piece by piece. Ids outside the vocabulary add nothing."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text these ids add: "" while a character is incomplete.
+
+        What is still incomplete at the end is never returned; vLLM drops it as well.
+        """
+        ...
+
+    def peek(self, token_id: int) -> str:
+        """What `decode([token_id])` would return now, without changing state: for the alternatives in `top_logprobs`."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """One model's tokenizer and chat template. Safe to share between requests; what has state is the Detokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are 0 .. vocab_size-1."""
+        ...
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Every id that ends a choice by itself."""
+        ...
+
+    @property
+    def accepts_content_parts(self) -> bool:
+        """Does the chat template loop over a message's content? Then parts are passed as a list, else joined to a string."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text. Raises MalformedRequestError for text that is not Unicode (lone surrogates)."""
+        ...
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] = NO_TEMPLATE_KWARGS,
+    ) -> str:
+        """The prompt text of a chat, to be encoded without special tokens. Raises MalformedRequestError."""
+        ...
+
+    def detokenizer(
+        self, prompt_token_ids: Sequence[int], *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+    ) -> Detokenizer:
+        """A fresh Detokenizer for one choice that follows this prompt."""
+        ...

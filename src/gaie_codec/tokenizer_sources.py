@@ -1,0 +1,79 @@
+"""Where a tokenizer comes from: the one in this package, a directory, or the Hugging Face hub.
+
+All disk, network and clock that tokenizers need is here; `text.huggingface` works on the bytes. For tokenizers that the model
+server itself hands out see `text._archive`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Final
+
+from ._errors import MalformedMessageError, UsageError
+from .text.huggingface import HuggingFaceTokenizer
+
+FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "config.json",
+    "special_tokens_map.json",
+)
+
+
+def load_tokenizer(
+    source: str, *, chat_template: str | None = None, revision: str | None = None, local_files_only: bool = False
+) -> HuggingFaceTokenizer:
+    """A tokenizer by "builtin", the path of a model's directory, or its id on the hub, tried in this order.
+
+    `chat_template` is the text of one to use instead of the model's. `revision` and `local_files_only` (only what was downloaded
+    before) are for the hub, which needs the package huggingface_hub. Raises UsageError, naming the source and the file.
+    """
+    if source == "builtin":
+        return _read(source, resources.files(__package__) / "_builtin_tokenizer", chat_template)
+    directory = Path(source)
+    if directory.is_dir():
+        return _read(source, directory, chat_template)
+    if directory.exists():
+        raise UsageError(f"tokenizer {source}: a file; give the directory that it is in")
+    if source.startswith((".", "~", "/")) or source.count("/") > 1:
+        raise UsageError(f"tokenizer {source}: no such directory")
+    return _read(source, _download(source, revision=revision, local_files_only=local_files_only), chat_template)
+
+
+def _read(source: str, directory: Traversable, chat_template: str | None) -> HuggingFaceTokenizer:
+    try:
+        files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+        return HuggingFaceTokenizer.from_files(files, chat_template=chat_template, strftime_now=_strftime_now)
+    except OSError as error:
+        raise UsageError(f"tokenizer {source}: cannot read {error.filename}: {error.strerror}") from error
+    except MalformedMessageError as error:
+        raise UsageError(f"tokenizer {source}: {error}") from error
+
+
+def _download(source: str, *, revision: str | None, local_files_only: bool) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UsageError(
+            f"tokenizer {source}: no such directory, and a model of the hub needs the package huggingface_hub"
+        ) from error
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                source, revision=revision, allow_patterns=list(FILES), local_files_only=local_files_only
+            )
+        )
+    except Exception as error:  # HTTP, cache and name errors of several packages
+        raise UsageError(
+            f"tokenizer {source}: no such directory, and it cannot be had from the Hugging Face hub ({type(error).__name__})"
+        ) from error
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
