@@ -63,6 +63,7 @@ class Choice:
         "_detokenizer",
         "_held",
         "_include_stop",
+        "_is_busy",
         "_logprobs",
         "_matcher",
         "_max_tokens",
@@ -104,6 +105,24 @@ class Choice:
         self._max_tokens = params.max_tokens or _NEVER
         self._stop_ids = eos_token_ids.union(params.stop_token_ids) if not params.ignore_eos else frozenset(params.stop_token_ids)
         self._held: _Held | None = None
+        # Is there more to do than to decode and match?
+        self._is_busy = wants_logprobs or (self._matcher is not None and self._min_tokens > 0)
+
+    def receive_plain(self, token_ids: list[int]) -> str | None:
+        """The per-token path: the text of ids when the client gets nothing but text. None where `receive_tokens` has to decide."""
+        completion_tokens = self.completion_tokens + len(token_ids)
+        if self._is_busy or completion_tokens >= self._max_tokens or token_ids[-1] in self._stop_ids:
+            return None
+        self.completion_tokens = completion_tokens
+        matcher = self._matcher
+        if matcher is None:
+            return self._detokenizer.decode(token_ids)
+        text = matcher.feed(self._detokenizer.decode(token_ids))
+        if matcher.matched is None:
+            return text
+        self._held = _Held(text)
+        self._is_busy = True
+        return ""
 
     def receive_tokens(self, event: TokensEvent) -> Delta | None:
         """What the client may see now; None when that is nothing new. Raises OutOfOrderError after the finish."""
@@ -114,8 +133,6 @@ class Choice:
             return None
         self.completion_tokens += len(token_ids)
         stopped = token_ids[-1] in self._stop_ids
-        if not (stopped or self._held or self._matcher or self._logprobs or self.completion_tokens >= self._max_tokens):
-            return Delta(self.index, self._detokenizer.decode(token_ids), token_ids)
         # A held delta that more tokens follow was not the last one after all: it goes before them.
         held = self._held or _Held()
         text = held.text + self._text(held.last) + self._text(token_ids[:-1] if stopped else token_ids)
@@ -124,6 +141,7 @@ class Choice:
         matched = self._matcher is not None and self._matcher.matched is not None
         if stopped or matched or self.completion_tokens >= self._max_tokens:
             self._held = _Held(text, all_ids, logprobs, token_ids[-1:] if stopped else [])
+            self._is_busy = True  # for good: it hardly ever goes on from here
             return None
         self._held = None
         return Delta(self.index, text, all_ids, logprobs)
@@ -134,7 +152,7 @@ class Choice:
             raise OutOfOrderError(f"a second finish for choice {self.index}")
         if event.finish_reason in ("abort", "error"):
             raise UpstreamStatusError(Code.INTERNAL, f"choice {self.index} ended with finish_reason {event.finish_reason!r}")
-        self.finished = True
+        self.finished = self._is_busy = True
         # Chunks brought `completion_tokens` ids. A server repeats some of them here (its last delta) or all; only ids beyond are new.
         unseen = event.token_ids[self.completion_tokens :]
         unseen_logprobs = event.logprobs[-len(unseen) :] if unseen else ()

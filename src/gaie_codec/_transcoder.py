@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _REQUEST_DEFAULTS: Final = InferenceRequest(request_id="")
 _SAMPLING_DEFAULTS: Final = SamplingParams()
+_STREAMING: Final = State.STREAMING  # a global costs half of the enum's attribute, per token
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -255,10 +256,12 @@ class Response:
         "_adapter",
         "_choices",
         "_decode",
+        "_decode_tokens",
         "_encoder",
         "_eof",
         "_frames",
         "_head_sent",
+        "_is_plain",
         "_parse",
         "_prompt_token_ids",
         "_status_in_headers",
@@ -280,6 +283,8 @@ class Response:
         self._adapter: Adapter = adapter
         self._parse: Any = adapter.response_type.FromString
         self._decode = adapter.decode_response
+        self._decode_tokens = adapter.decode_tokens
+        self._is_plain = not options.is_detailed
         self._frames = FrameDecoder(max_message_bytes=transcoder.limits.max_message_bytes)
         self._encoder = StreamEncoder(options, meta) if options.stream else UnaryEncoder(options, meta)
         self._choices = [
@@ -366,9 +371,17 @@ class Response:
 
     def _message(self, payload: bytes, parts: list[bytes]) -> None:
         try:
-            event = self._decode(self._parse(payload))
+            message = self._parse(payload)
         except DecodeError:
             raise MalformedMessageError(f"a payload of {len(payload)} bytes is no {self._adapter.response_type.DESCRIPTOR.full_name}") from None
+        if self._is_plain and self.state is _STREAMING:
+            index, token_ids = self._decode_tokens(message)
+            if token_ids and index < len(self._choices):
+                text = self._choices[index].receive_plain(token_ids)
+                if text is not None:
+                    parts.append(self._encoder.text(index, text))
+                    return
+        event = self._decode(message)
         if event is None:
             # An empty message is legal and says nothing, but it still has to come at its time.
             if next_state(self.state, Input.MESSAGE) is State.ERROR:
@@ -384,7 +397,7 @@ class Response:
             delta = choice.receive_finish(event)  # type: ignore[arg-type]
             self._unfinished -= 1
             received = Input.MESSAGE if self._unfinished else Input.LAST_FINISH
-        if self.state is not State.STREAMING or received is not Input.MESSAGE:
+        if self.state is not State.STREAMING or received is Input.LAST_FINISH or isinstance(event, FinishEvent):
             self._move(received, event, parts)
         if delta is not None:
             parts.append(self._encoder.delta(delta, self._choice_usage(choice) if self._wants_usage else None))
@@ -443,16 +456,18 @@ class Response:
         return TruncatedResponseError(f"the response ended before {self._unfinished} of {len(self._choices)} choices had finished")
 
     def _send(self, parts: list[bytes], *, last: bool = False) -> Sequence[Output]:
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if self._head_sent and not last:
+            return (BodyChunk(data),) if data else ()
         if not self._encoder.streams:
             if not last:
                 return ()
             self.ended = True
-            return _whole(200, parts[0])
+            return _whole(200, data)
         outputs: list[Output] = []
         if not self._head_sent:
             self._head_sent = True
             outputs.append(ResponseHead(200, (("content-type", self._encoder.content_type), ("cache-control", "no-cache"))))
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
         if data:
             outputs.append(BodyChunk(data))
         if last:

@@ -60,14 +60,10 @@ def _download(source: str, *, revision: str | None, local_files_only: bool) -> P
     try:
         import huggingface_hub
     except ImportError as error:
-        raise UsageError(
-            f"tokenizer {source}: no such directory, and a model of the hub needs the package huggingface_hub"
-        ) from error
+        raise UsageError(f"tokenizer {source}: no such directory, and a model of the hub needs the package huggingface_hub") from error
     try:
         return Path(
-            huggingface_hub.snapshot_download(
-                source, revision=revision, allow_patterns=list(FILES), local_files_only=local_files_only
-            )
+            huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=list(FILES), local_files_only=local_files_only)
         )
     except Exception as error:  # HTTP, cache and name errors of several packages
         raise UsageError(

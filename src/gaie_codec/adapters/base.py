@@ -44,6 +44,8 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     decode_request: Callable[[Message], InferenceRequest]
     decode_response: Callable[[Any], Event | None]
     """One message to one event; None for a message that says nothing."""
+    decode_tokens: Callable[[Any], tuple[int, list[int]]]
+    """The per-token path: index and ids of a message that brings tokens, no ids for any other. The rest of it is not looked at."""
     encode_response: Callable[[Event], Message]
     decode_model_info: Callable[[Any], ModelInfo]
     encode_model_info: Callable[[ModelInfo], Message]

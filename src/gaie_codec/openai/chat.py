@@ -80,6 +80,11 @@ class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
     return_token_ids: bool = False
     logprobs: bool = False
 
+    @property
+    def is_detailed(self) -> bool:
+        """Whether a chunk in the middle of the stream says more than its text."""
+        return self.continuous_usage or self.return_token_ids or self.logprobs
+
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded request: what to infer, how to answer, and the fields that were accepted but have no effect."""

@@ -39,6 +39,7 @@ class ResponseEncoder(Protocol):
     streams: bool
 
     def open(self, indexes: range, prompt_token_ids: list[int], usage: Usage) -> bytes: ...
+    def text(self, index: int, text: str) -> bytes: ...
     def delta(self, delta: Delta, usage: Usage | None) -> bytes: ...
     def close(self, usage: Usage) -> bytes: ...
     def error(self, error: CodecError) -> bytes: ...
@@ -58,7 +59,6 @@ class StreamEncoder:
             {"id": meta.id, "object": "chat.completion.chunk", "created": meta.created, "model": options.model}
         )[:-1]
         self._prefixes: dict[int, bytes] = {}
-        self._plain = not (options.return_token_ids or options.logprobs or options.continuous_usage)
 
     def open(self, indexes: range, prompt_token_ids: list[int], usage: Usage) -> bytes:
         """The role chunks of all choices, once the first upstream message is there."""
@@ -71,14 +71,19 @@ class StreamEncoder:
             chunks.append(self._chunk({"choices": [choice], **continuous, **prompt}))
         return b"".join(chunks)
 
+    def text(self, index: int, text: str) -> bytes:
+        """The per-token path: the chunk of a delta that is nothing but text, for options without `is_detailed`."""
+        if not text:
+            return b""
+        return b'%b%b},"logprobs":null,"finish_reason":null}]}\n\n' % (self._prefixes[index], _encode(text))
+
     def delta(self, delta: Delta, usage: Usage | None) -> bytes:
         """One chunk; nothing for a delta that carries nothing."""
-        if self._plain and delta.finish_reason is None:
-            if not delta.text:
+        if delta.finish_reason is None:
+            if not self._options.is_detailed:
+                return self.text(delta.index, delta.text)
+            if not (delta.text or delta.logprobs or (delta.token_ids and self._options.return_token_ids)):
                 return b""
-            return b"%b%b},\"logprobs\":null,\"finish_reason\":null}]}\n\n" % (self._prefixes[delta.index], _encode(delta.text))
-        if delta.finish_reason is None and not (delta.text or delta.logprobs or (delta.token_ids and self._options.return_token_ids)):
-            return b""
         choice: dict[str, Any] = {
             "index": delta.index,
             "delta": {"content": delta.text},
@@ -138,6 +143,11 @@ class UnaryEncoder:
         self._prompt_token_ids = prompt_token_ids
         for index in indexes:
             self._texts[index], self._token_ids[index], self._logprobs[index] = [], [], []
+        return b""
+
+    def text(self, index: int, text: str) -> bytes:
+        """Keep the text."""
+        self._texts[index].append(text)
         return b""
 
     def delta(self, delta: Delta, usage: Usage | None) -> bytes:

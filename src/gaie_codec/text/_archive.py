@@ -30,9 +30,7 @@ _READ_BYTES: Final = 64 * 1024
 class TokenizerArchive:
     """Collects the chunks, then checks and unpacks them. Caps in bytes: of the stream, and of all files unpacked."""
 
-    def __init__(
-        self, *, max_stream_bytes: int = 200 * MEBIBYTE, max_entries: int = 50, max_unpacked_bytes: int = 500 * MEBIBYTE
-    ) -> None:
+    def __init__(self, *, max_stream_bytes: int = 200 * MEBIBYTE, max_entries: int = 50, max_unpacked_bytes: int = 500 * MEBIBYTE) -> None:
         self._max_stream_bytes = max_stream_bytes
         self._max_entries = max_entries
         self._max_unpacked_bytes = max_unpacked_bytes
@@ -69,7 +67,7 @@ class TokenizerArchive:
         end = self._data[-_END_RECORD_BYTES:]
         if len(end) != _END_RECORD_BYTES or not end.startswith(_END_RECORD) or end[-2:] != b"\0\0":
             raise MalformedMessageError("tokenizer archive: no ZIP, or one with a comment")
-        before = self._data[: -_END_RECORD_BYTES][-_ZIP64_LOCATOR_BYTES:]
+        before = self._data[:-_END_RECORD_BYTES][-_ZIP64_LOCATOR_BYTES:]
         if before.startswith(_ZIP64_LOCATOR):
             raise MalformedMessageError("tokenizer archive: ZIP64")
         entries, size = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
@@ -91,9 +89,7 @@ class TokenizerArchive:
                 while block := stream.read(_READ_BYTES):
                     left -= len(block)
                     if left < 0:
-                        raise MalformedMessageError(
-                            f"tokenizer archive: unpacks to more than {self._max_unpacked_bytes} bytes"
-                        )
+                        raise MalformedMessageError(f"tokenizer archive: unpacks to more than {self._max_unpacked_bytes} bytes")
                     content += block
             files[entry.filename] = bytes(content)
         return files

@@ -85,7 +85,7 @@ class _RaisedByTemplate(jinja2.TemplateError):
 class _GenerationTag(Extension):
     """`{% generation %}` marks what training learns from; for a prompt it is its body."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  # jinja2 declares it as an instance variable
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -116,9 +116,7 @@ def _refuse_underscore(name: str) -> None:
 
 
 def _environment(strftime_now: Callable[[str], str] | None) -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, LoopControlExtension]
-    )
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, LoopControlExtension])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["namespace"] = _Namespace
@@ -183,9 +181,7 @@ def _loops_over_content(template: nodes.Template) -> bool:
     try:
         messages = list(_names_for(template, "messages"))
         items = {
-            _assigned_name(loop.target)
-            for loop in template.find_all(nodes.For)
-            if any(_reads(loop.iter, name, None) for name in messages)
+            _assigned_name(loop.target) for loop in template.find_all(nodes.For) if any(_reads(loop.iter, name, None) for name in messages)
         }
         return any(_reads(loop.iter, item, "content") for loop in template.find_all(nodes.For) for item in items)
     except _NotAName:

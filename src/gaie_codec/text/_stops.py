@@ -23,7 +23,7 @@ class StopMatcher:
     strings, or an empty one.
     """
 
-    __slots__ = ("_held_length", "_pieces", "_scanners", "_skip", "_starts", "_window", "match_offset", "matched")
+    __slots__ = ("_held_length", "_pieces", "_scanners", "_skip", "_starts", "_waiting", "_window", "match_offset", "matched")
 
     def __init__(self, stops: Sequence[str], *, holdback: Literal["prefix", "window"] = "prefix") -> None:
         if not stops or not all(stops):
@@ -35,6 +35,7 @@ class StopMatcher:
         self._pieces: deque[str] = deque()  # held text; the first `_skip` characters of the first piece are already out
         self._skip = 0
         self._held_length = 0
+        self._waiting = 0  # characters that a stop string may begin with; just before its last character once one is found
         self.matched: str | None = None  # the stop string found
         self.match_offset = 0  # where in `held` it begins
 
@@ -49,31 +50,25 @@ class StopMatcher:
         `check=False` passes over stop strings that end in this text (vLLM below min_tokens); one that begins here may still end
         in text that is checked.
         """
-        if not self._held_length and not self._window and self._starts.isdisjoint(text):
-            return text if self.matched is None else self._keep(text)
-        if self.matched is not None or not text:
+        if self.matched is not None:
             return self._keep(text)
-        end, stop = self._scan(text, check=check)
-        if stop is None:
-            waiting = max(scanner.state for scanner in self._scanners)
-        else:  # what was held just before the character that completed it
-            waiting = max(scanner.state_before(text, end - 1) for scanner in self._scanners)
-        before = self._held_length + end
-        if stop is not None:
-            before -= 1
-        if self._window:
-            waiting = min(self._window, before)
+        end, stop = len(text), None
+        if self._waiting or not self._starts.isdisjoint(text):
+            end, stop = self._scan(text, check=check)
+        if not (self._held_length or self._waiting or self._window or stop):
+            return text
+        seen = self._held_length + (end - 1 if stop else end)  # a match is judged by what was held before its last character
+        waiting = min(self._window, seen) if self._window else self._waiting
+        if stop:
+            self.matched, self.match_offset = stop, waiting + 1 - len(stop)
         self._keep(text)
-        if stop is not None:
-            self.matched = stop
-            self.match_offset = waiting + 1 - len(stop)
-        return self._release(before - waiting)
+        return self._release(seen - waiting)
 
     def flush(self) -> str:
         """Release the held text. No stop string reaches across a flush."""
         text = self.held
         self._pieces.clear()
-        self._skip = self._held_length = self.match_offset = 0
+        self._skip = self._held_length = self._waiting = self.match_offset = 0
         for scanner in self._scanners:
             scanner.state = 0
         return text
@@ -86,6 +81,10 @@ class StopMatcher:
             found = scanner.scan(text, end if stop is None else end - 1, check=check)
             if found:
                 end, stop = found, scanner.stop
+        if stop is None:
+            self._waiting = max([scanner.state for scanner in self._scanners])
+        else:
+            self._waiting = max([scanner.state_before(text, end - 1) for scanner in self._scanners])
         return end, stop
 
     def _keep(self, text: str) -> str:

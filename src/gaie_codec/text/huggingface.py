@@ -14,8 +14,7 @@ from gaie_codec._errors import MalformedMessageError, MalformedRequestError
 from gaie_codec.text import NO_TEMPLATE_KWARGS, Detokenizer
 
 try:
-    import tokenizers.normalizers
-    import tokenizers.pre_tokenizers
+    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
     from ._chat_templates import ChatTemplate
     from ._detokenizers import ByteLevelDetokenizer, Pieces, StreamDetokenizer
@@ -41,7 +40,7 @@ class HuggingFaceTokenizer:
 
     def __init__(
         self,
-        tokenizer: tokenizers.Tokenizer,
+        tokenizer: Tokenizer,
         *,
         eos_token_ids: frozenset[int],
         templates: Mapping[str, ChatTemplate],
@@ -86,7 +85,7 @@ class HuggingFaceTokenizer:
         if data is None:
             raise MalformedMessageError("the model's files have no tokenizer.json, and other tokenizer formats are not supported")
         try:
-            tokenizer = tokenizers.Tokenizer.from_buffer(data)
+            tokenizer = Tokenizer.from_buffer(data)
         except Exception:  # tokenizers raises nothing narrower; its message may quote the file
             raise MalformedMessageError("tokenizer.json is not a tokenizer of the tokenizers package") from None
         tokenizer_config = _json_object(files, "tokenizer_config.json")
@@ -97,15 +96,13 @@ class HuggingFaceTokenizer:
             eos_token_ids |= _ids(tokenizer.token_to_id(special_tokens["eos_token"]))
         is_byte_level = _is_byte_level(json.loads(data).get("decoder"))
         if is_byte_level and _is_loaded_as_qwen2(config, tokenizer_config):
-            tokenizer.normalizer = tokenizers.normalizers.NFC()
+            tokenizer.normalizer = normalizers.NFC()
             tokenizer.pre_tokenizer = _qwen2_pre_tokenizer()
         sources = {"default": chat_template} if chat_template is not None else _template_sources(files, tokenizer_config)
         return cls(
             tokenizer,
             eos_token_ids=eos_token_ids,
-            templates={
-                name: ChatTemplate(source, variables=special_tokens, strftime_now=strftime_now) for name, source in sources.items()
-            },
+            templates={name: ChatTemplate(source, variables=special_tokens, strftime_now=strftime_now) for name, source in sources.items()},
             is_byte_level=is_byte_level,
             max_model_len=_max_model_len(config),
         )
@@ -225,10 +222,9 @@ def _is_loaded_as_qwen2(config: Mapping[str, Any], tokenizer_config: Mapping[str
     return config.get("model_type") == "qwen2" or declared in ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
 
-def _qwen2_pre_tokenizer() -> tokenizers.pre_tokenizers.PreTokenizer:
-    split, byte_level = tokenizers.pre_tokenizers.Split, tokenizers.pre_tokenizers.ByteLevel
-    return tokenizers.pre_tokenizers.Sequence(
-        [split(tokenizers.Regex(_QWEN2_SPLIT), "isolated"), byte_level(add_prefix_space=False, use_regex=False)]
+def _qwen2_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_QWEN2_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
 
 

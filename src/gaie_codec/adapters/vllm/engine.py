@@ -78,23 +78,24 @@ def adapter(snapshot: Snapshot) -> Adapter:
         )
 
     def decode_response(message: Any) -> Event | None:
-        # Nearly every message is a chunk with ids: reading them first saves WhichOneof (110 ns) on the per-token path.
+        which = message.WhichOneof("response")
+        if which == "complete":
+            return decode_complete(message.complete)
+        if which is None:
+            return None
         chunk = message.chunk
-        token_ids = chunk.token_ids[:]
-        if not token_ids:
-            which = message.WhichOneof("response")
-            if which == "complete":
-                return decode_complete(message.complete)
-            if which is None:
-                return None
         return TokensEvent(
             index=chunk.index if has_index else 0,
-            token_ids=token_ids,
+            token_ids=chunk.token_ids[:],
             logprobs=_decode_logprobs(chunk.output_logprobs) if has_logprobs and chunk.HasField("output_logprobs") else (),
             prompt_tokens=chunk.prompt_tokens,
             completion_tokens=chunk.completion_tokens,
             cached_tokens=chunk.cached_tokens,
         )
+
+    def decode_tokens(message: Any) -> tuple[int, list[int]]:
+        chunk = message.chunk
+        return chunk.index if has_index else 0, chunk.token_ids[:]
 
     def decode_complete(complete: Any) -> FinishEvent:
         matched = complete.WhichOneof("matched_stop") if has_matched_stop else None
@@ -179,6 +180,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         encode_request=encode_request,
         decode_request=decode_request,
         decode_response=decode_response,
+        decode_tokens=decode_tokens,
         encode_response=encode_response,
         decode_model_info=decode_model_info,
         encode_model_info=encode_model_info,

@@ -1,0 +1,106 @@
+"""What one streamed token costs: gRPC frame in, SSE bytes out, against the floor of what has to be done anyhow.
+
+The floor is upb's parse of the message, one `DecodeStream.step` of the tokenizers package, and the JSON encoding of one string, measured
+in the same run. Ratios travel between machines, nanoseconds do not. Run with `make bench`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import msgspec
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers.decoders import DecodeStream
+
+from gaie_codec import Call, EndOfBody, ModelInfo, TokensEvent, Transcoder, encode_frame
+from gaie_codec._events import FinishEvent
+from gaie_codec.tokenizer_sources import load_tokenizer
+
+TOKENS = 2000
+ROUNDS = 15
+TEXT = "The quick brown fox jumps over the lazy dog, and then it rests for a while in the shade of an old tree. "
+
+
+def nanoseconds(run: Callable[[], object], count: int) -> float:
+    """Median over rounds of one run's time, per item."""
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter_ns()
+        run()
+        times.append((time.perf_counter_ns() - start) / count)
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Print the table."""
+    tokenizer = load_tokenizer("builtin")
+    raw = RawTokenizer.from_str(tokenizer.to_json())
+    ids = (tokenizer.encode(TEXT, add_special_tokens=False) * TOKENS)[:TOKENS]
+    transcoder = Transcoder("vllm.engine", tokenizer=tokenizer, model=ModelInfo(max_model_len=1 << 20))
+    adapter = transcoder.adapter
+    events = [TokensEvent(token_ids=[token_id], prompt_tokens=9, completion_tokens=1) for token_id in ids]
+    payloads = [adapter.encode_response(event).SerializeToString() for event in events]
+    frames = [encode_frame(payload) for payload in payloads]
+    last = encode_frame(adapter.encode_response(FinishEvent(token_ids=ids[-1:], finish_reason="length")).SerializeToString())
+
+    def call(**extra: object) -> Call:
+        body = {"model": "", "messages": [{"role": "user", "content": "hi"}], "stream": True, **extra}
+        return transcoder.request("POST", "/v1/chat/completions", (), json.dumps(body).encode(), request_id="bench")
+
+    def floor() -> None:
+        parse, stream, encode = adapter.response_type.FromString, DecodeStream(skip_special_tokens=True), msgspec.json.encode
+        for payload, token_id in zip(payloads, ids, strict=True):
+            parse(payload)
+            encode(stream.step(raw, token_id))
+
+    def floor_without_detokenizing() -> None:
+        parse, encode = adapter.response_type.FromString, msgspec.json.encode
+        for payload in payloads:
+            parse(payload)
+            encode("text")
+
+    def run(prepared: Call, chunks: list[bytes]) -> Callable[[], None]:
+        def stream() -> None:
+            response = prepared.response(created=0)
+            response.receive_headers()
+            for chunk in chunks:
+                response.receive_data(chunk)
+            response.receive_data(last)
+            assert isinstance(response.receive_trailers([("grpc-status", "0")])[-1], EndOfBody)
+
+        return stream
+
+    def run_messages(prepared: Call) -> Callable[[], None]:
+        def stream() -> None:
+            response = prepared.response(created=0)
+            response.receive_headers()
+            for payload in payloads:
+                response.receive_message(payload)
+            response.receive_data(last)
+            response.receive_trailers([("grpc-status", "0")])
+
+        return stream
+
+    base = nanoseconds(floor, TOKENS)
+    print(f"{'floor: parse + DecodeStream.step + JSON of one string':64s} {base:7.0f} ns   1.00")
+    print(f"{'floor without detokenizing':64s} {nanoseconds(floor_without_detokenizing, TOKENS):7.0f} ns")
+    plain = call()
+    batched = [b"".join(frames[start : start + 16]) for start in range(0, TOKENS, 16)]
+    rows = {
+        "receive_data, one frame a call": run(plain, frames),
+        "receive_data, 16 frames a call": run(plain, batched),
+        "receive_message (the gRPC library took the frames)": run_messages(plain),
+        "... with a stop string": run(call(stop=["\n\nHuman:"]), frames),
+        "... with continuous usage": run(call(stream_options={"include_usage": True, "continuous_usage_stats": True}), frames),
+        "unary fold of the same frames": run(call(stream=False), frames),
+    }
+    for name, work in rows.items():
+        cost = nanoseconds(work, TOKENS)
+        print(f"{name:64s} {cost:7.0f} ns   {cost / base:4.2f}")
+
+
+if __name__ == "__main__":
+    main()

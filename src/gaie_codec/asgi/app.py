@@ -1,0 +1,240 @@
+"""An ASGI 3 application, without a framework: HTTP requests -> `Transcoder` -> calls to one model server -> ASGI messages.
+
+What belongs to the host is here and nothing else: ids, clocks, deadlines, logs, and that no call outlives its request. The call and a
+watch for `http.disconnect` run side by side; whichever ends first ends the other. Spec: asgi.readthedocs.io, HTTP & WebSocket 2.3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import quote
+
+from .. import (
+    BodyChunk,
+    Code,
+    CodecError,
+    EndOfBody,
+    RequestTooLargeError,
+    ResponseHead,
+    UnsupportedEndpointError,
+    UpstreamStatusError,
+    encode_error_response,
+)
+from ..openai import models
+from .questions import check_health
+
+if TYPE_CHECKING:
+    from .. import Call, Transcoder
+    from .upstream import Upstream
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+
+HEALTH_PATH: Final = "/health"
+DROPPED_HEADER: Final = b"x-gaie-codec-dropped"
+_REQUEST_ID_HEADER: Final = b"x-request-id"
+# Unknown fields are named in the header, and there is no end to what a client can send.
+_MAX_DROPPED_HEADER_BYTES: Final = 2048
+_MAX_REQUEST_ID_BYTES: Final = 256
+# Up to here a request is decoded in less time than a thread costs; from here on it would hold up the tokens of the others.
+_MAX_INLINE_BYTES: Final = 64 * 1024
+
+_log = logging.getLogger("gaie_codec.asgi")
+
+
+def create_app(
+    upstream: Upstream, transcoder: Transcoder, *, request_timeout_s: float | None = 600.0, health_timeout_s: float = 2.0
+) -> ASGIApp:
+    """The application: the transcoder's endpoints, GET /v1/models and GET /health. `upstream` stays the caller's to close.
+
+    `request_timeout_s` is the deadline of a whole answer, None for none; a health check has its own.
+    """
+    return _App(upstream, transcoder, request_timeout_s, health_timeout_s)
+
+
+class _ClientGone(Exception):
+    """Nobody is there to answer."""
+
+
+class _Reply:
+    """Copies the core's outputs out as ASGI messages."""
+
+    def __init__(self, send: Send, request_id: str, *, is_head: bool) -> None:
+        self._send = send
+        self._is_head = is_head
+        self.request_id = request_id
+        self.dropped: tuple[str, ...] = ()
+        self.allow = b""
+        self.has_started = False
+
+    async def send(self, outputs: Iterable[ResponseHead | BodyChunk | EndOfBody]) -> None:
+        try:
+            for out in outputs:
+                if isinstance(out, BodyChunk):
+                    if not self._is_head:
+                        await self._send({"type": "http.response.body", "body": out.data, "more_body": True})
+                elif isinstance(out, ResponseHead):
+                    self.has_started = True
+                    await self._send({"type": "http.response.start", "status": out.status, "headers": self._headers(out)})
+                else:
+                    await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        except OSError as error:  # what ASGI 2.4 servers raise once the client has left; older ones say nothing
+            raise _ClientGone from error
+
+    def _headers(self, head: ResponseHead) -> list[tuple[bytes, bytes]]:
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head.headers]
+        headers.append((_REQUEST_ID_HEADER, self.request_id.encode("latin-1", "replace")))
+        if self.dropped:
+            headers.append((DROPPED_HEADER, _encode_dropped(self.dropped)))
+        if head.status == 405:
+            headers.append((b"allow", self.allow))
+        return headers
+
+
+class _App:
+    def __init__(self, upstream: Upstream, transcoder: Transcoder, request_timeout_s: float | None, health_timeout_s: float) -> None:
+        self._upstream = upstream
+        self._transcoder = transcoder
+        self._request_timeout_s = request_timeout_s
+        self._health_timeout_s = health_timeout_s
+        model = transcoder.model
+        names = (model.served_model_name or model.model_path, *model.aliases)
+        self._models = models.encode_models(filter(None, names), created=int(time.time()), max_model_len=model.max_model_len)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _run_lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            raise ValueError(f"no {scope['type']} connections here, only HTTP")
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = headers.get("x-request-id") or uuid.uuid4().hex
+        reply = _Reply(send, request_id[:_MAX_REQUEST_ID_BYTES], is_head=scope["method"] == "HEAD")
+        try:
+            await self._answer(scope["method"], scope["path"], headers, receive, reply)
+        except _ClientGone:
+            _log.info("request %s: the client has gone", reply.request_id)
+        except CodecError as error:
+            _log.info("request %s: %d, %s", reply.request_id, error.http_status, error)
+            await _last_words(reply, error)
+        except Exception:
+            _log.exception("request %s: a bug of gaie-codec", reply.request_id)
+            if reply.has_started:
+                raise  # makes the server cut the connection, so that no client takes what it has for the whole answer
+            await _last_words(reply, CodecError("Internal server error"))
+
+    async def _answer(self, method: str, path: str, headers: dict[str, str], receive: Receive, reply: _Reply) -> None:
+        reply.allow = b"GET, HEAD" if path in (HEALTH_PATH, models.PATH) else b"POST"
+        if path in (HEALTH_PATH, models.PATH) and method not in ("GET", "HEAD"):
+            raise UnsupportedEndpointError(f"{path} takes GET", http_status=405)
+        if path == models.PATH:
+            await reply.send(_whole(self._models, "application/json"))
+        elif path == HEALTH_PATH:
+            await self._check_health()
+            await reply.send(_whole(b"", "text/plain"))
+        else:
+            # Only a POST can have an endpoint; for all else the transcoder knows the error without the body.
+            body = await self._read_body(headers, receive) if method == "POST" else b""
+            decode = self._transcoder.request
+            own_id = uuid.uuid4().hex
+            if len(body) > _MAX_INLINE_BYTES:
+                call = await asyncio.to_thread(decode, method, path, headers, body, request_id=own_id)
+            else:
+                call = decode(method, path, headers, body, request_id=own_id)
+            reply.dropped = call.dropped
+            if "x-request-id" not in headers:
+                reply.request_id = call.inference.request_id
+            await self._run(call, receive, reply)
+
+    async def _read_body(self, headers: dict[str, str], receive: Receive) -> bytes:
+        limit = self._transcoder.limits.max_request_bytes
+        announced = headers.get("content-length", "")
+        if announced.isdecimal() and (len(announced) > 18 or int(announced) > limit):
+            raise RequestTooLargeError(f"the body of {announced[:20]} bytes is over the limit of {limit}")
+        parts = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise RequestTooLargeError(f"the body is over the limit of {limit} bytes")
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    async def _run(self, call: Call, receive: Receive, reply: _Reply) -> None:
+        exchange = asyncio.create_task(self._exchange(call, reply))
+        watch = asyncio.create_task(_wait_for_disconnect(receive))
+        try:
+            await asyncio.wait((exchange, watch), return_when=asyncio.FIRST_COMPLETED)
+            if not exchange.done():
+                raise _ClientGone
+            exchange.result()
+        finally:
+            exchange.cancel()
+            watch.cancel()
+            await asyncio.gather(exchange, watch, return_exceptions=True)
+
+    async def _exchange(self, call: Call, reply: _Reply) -> None:
+        response = call.response(created=int(time.time()))
+        upstream = self._upstream.stream(call.path, call.message, metadata=call.metadata, timeout_s=self._request_timeout_s)
+        try:
+            await reply.send(response.receive_headers())
+            while not response.ended and (message := await upstream.read()) is not None:
+                await reply.send(response.receive_message(message))
+            if not response.ended:
+                await reply.send(response.receive_trailers(await upstream.trailers()))
+        finally:
+            upstream.cancel()
+            if response.error is not None:
+                _log.warning("request %s: %d, %s", reply.request_id, response.error.http_status, response.error)
+
+    async def _check_health(self) -> None:
+        try:
+            await check_health(self._upstream, self._transcoder.adapter, timeout_s=self._health_timeout_s)
+        except CodecError as error:
+            raise UpstreamStatusError(Code.UNAVAILABLE, f"health check: {error}") from error
+
+
+async def _last_words(reply: _Reply, error: CodecError) -> None:
+    try:
+        await reply.send(encode_error_response(error))
+    except _ClientGone:
+        _log.info("request %s: the client has gone", reply.request_id)
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _run_lifespan(receive: Receive, send: Send) -> None:
+    """Nothing to do at either end: the connection is the caller's."""
+    while True:
+        kind = (await receive())["type"]
+        await send({"type": f"{kind}.complete"})
+        if kind == "lifespan.shutdown":
+            return
+
+
+def _whole(body: bytes, content_type: str) -> tuple[ResponseHead, BodyChunk, EndOfBody]:
+    headers = (("content-type", content_type), ("content-length", str(len(body))))
+    return ResponseHead(200, headers), BodyChunk(body), EndOfBody()
+
+
+def _encode_dropped(names: tuple[str, ...]) -> bytes:
+    """Field names, percent-encoded: those that no table knows are any text a client likes to send."""
+    listed = ", ".join(quote(name[:_MAX_DROPPED_HEADER_BYTES], safe="", errors="replace") for name in names[:_MAX_DROPPED_HEADER_BYTES])
+    if len(listed) > _MAX_DROPPED_HEADER_BYTES:
+        listed = listed[:_MAX_DROPPED_HEADER_BYTES].rpartition(", ")[0] + ", ..."
+    return listed.encode()

@@ -1,0 +1,72 @@
+"""What the shim asks a model server besides generation: its model, its tokenizer, and whether it is well."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from google.protobuf.message import DecodeError, Message
+
+from .. import Code, MalformedMessageError, ModelInfo, UpstreamStatusError, UsageError
+from ..text._archive import TokenizerArchive
+
+if TYPE_CHECKING:
+    from ..adapters.base import Adapter
+    from .upstream import Upstream
+
+_HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
+_SERVING: Final = b"\x08\x01"  # HealthCheckResponse{status: SERVING}
+
+
+async def fetch_model_info(upstream: Upstream, adapter: Adapter, *, timeout_s: float = 5.0) -> ModelInfo:
+    """What the server says of its model. Raises UpstreamStatusError and MalformedMessageError."""
+    answer = await upstream.unary(adapter.model_info_path, b"", timeout_s=timeout_s)
+    return adapter.decode_model_info(_decode(adapter, adapter.model_info_path, answer))
+
+
+async def fetch_tokenizer(upstream: Upstream, adapter: Adapter, *, timeout_s: float = 60.0) -> dict[str, bytes]:
+    """The server's tokenizer files by name, checked.
+
+    Raises UsageError where the snapshot has no GetTokenizer, UpstreamStatusError (UNIMPLEMENTED from a server that has none, a code of
+    the server's own where it finds no files) and MalformedMessageError.
+    """
+    path = adapter.tokenizer_path
+    if path is None:
+        raise UsageError(f"{adapter.snapshot} has no GetTokenizer")
+    archive = TokenizerArchive()
+    call = upstream.stream(path, b"", timeout_s=timeout_s)
+    try:
+        while (answer := await call.read()) is not None:
+            chunk = _decode(adapter, path, answer)
+            archive.receive(chunk.data, chunk.sha256)
+        code, details = await call.status()
+    finally:
+        call.cancel()
+    if code is not Code.OK:
+        raise UpstreamStatusError(code, details)
+    return archive.files()
+
+
+async def check_health(upstream: Upstream, adapter: Adapter, *, timeout_s: float = 2.0) -> None:
+    """Return when the server is well. Raises UpstreamStatusError with UNAVAILABLE, or the error of asking.
+
+    The dialect's own HealthCheck tells whether the engine lives, where grpc.health.v1 only tells that a process does and many servers
+    have no such service.
+    """
+    service = adapter.generate_path.split("/")[1]
+    if adapter.snapshot.has_method(service, "HealthCheck"):
+        path = f"/{service}/HealthCheck"
+        answer = await upstream.unary(path, b"", timeout_s=timeout_s)
+        is_well = bool(_decode(adapter, path, answer).healthy)
+    else:
+        is_well = await upstream.unary(_HEALTH_CHECK, b"", timeout_s=timeout_s) == _SERVING
+    if not is_well:
+        raise UpstreamStatusError(Code.UNAVAILABLE, "the model server says that it is not healthy")
+
+
+def _decode(adapter: Adapter, path: str, answer: bytes) -> Any:
+    _, service, name = path.split("/")
+    message: type[Message] = adapter.snapshot.method(service, name).response
+    try:
+        return message.FromString(answer)
+    except DecodeError:
+        raise MalformedMessageError(f"{path}: {len(answer)} bytes that are no {message.DESCRIPTOR.full_name}") from None

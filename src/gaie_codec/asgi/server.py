@@ -1,0 +1,165 @@
+"""`gaie-codec serve`: one model server behind one HTTP port, with uvicorn.
+
+Order of things: take the port (without listening, so that nobody waits in a queue), wait for the model server, learn its model and
+tokenizer, listen, say so in one line. SIGTERM and SIGINT stop the listening; answers under way get a bounded time to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Generator
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+from .. import Code, CodecError, Limits, ModelInfo, Transcoder, UpstreamStatusError, UsageError, adapters, snapshots
+from ..text.huggingface import HuggingFaceTokenizer
+from ..tokenizer_sources import load_tokenizer
+from .app import create_app
+from .questions import fetch_model_info, fetch_tokenizer
+from .upstream import Upstream
+
+try:
+    import uvicorn
+except ModuleNotFoundError as error:
+    raise ImportError("gaie_codec.asgi.server needs the package uvicorn: pip install gaie-codec[server]", name=error.name) from error
+
+if TYPE_CHECKING:
+    from ..adapters.base import Adapter
+
+_LISTEN: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/\s]*)):(\d{1,5})")
+_RETRY_S: Final = 0.5
+
+_log = logging.getLogger("gaie_codec.asgi")
+
+
+async def run_serve(
+    *,
+    upstream: str,
+    dialect: str,
+    snapshot: str | None = None,
+    tokenizer: str = "server",
+    chat_template: str | None = None,
+    listen: str = "127.0.0.1:8000",
+    unsupported: Literal["reject", "drop"] = "reject",
+    limits: Limits | None = None,
+    request_timeout_s: float | None = 600.0,
+    connect_timeout_s: float = 30.0,
+    shutdown_timeout_s: int = 30,
+    access_log: bool = False,
+    log_level: str = "info",
+) -> None:
+    """Serve until SIGTERM or SIGINT. Prints `ready http=HOST:PORT` to stdout once it accepts; port 0 takes a free one.
+
+    `tokenizer` is "server" (the model server's own, by GetTokenizer), "builtin", a directory or a model of the hub; `chat_template` is
+    the text of one to use instead of the model's. Raises UsageError with one line that says what is in the way.
+    """
+    logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    adapter = adapters.get(snapshots.load(dialect, snapshot))
+    with contextlib.closing(_bind(listen)) as listener:
+        connection = Upstream(upstream)
+        try:
+            model = await _await_model_info(connection, adapter, connect_timeout_s)
+            chosen = await _load_tokenizer(connection, adapter, tokenizer, chat_template)
+            # The server knows what it was started with; the model's own limit is what remains when it does not say.
+            model = msgspec.structs.replace(model, max_model_len=model.max_model_len or chosen.max_model_len or 0)
+            transcoder = Transcoder(
+                dialect, snapshot=adapter.snapshot.name, tokenizer=chosen, model=model, limits=limits, unsupported=unsupported
+            )
+            config = uvicorn.Config(
+                create_app(connection, transcoder, request_timeout_s=request_timeout_s),
+                interface="asgi3",
+                loop="asyncio",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                log_level=log_level.lower(),
+                access_log=access_log,
+                server_header=False,
+                proxy_headers=False,
+                # uvicorn's 5 s is also when httpx, and with it the openai SDK, lets go of a connection: a race for the next request.
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=shutdown_timeout_s,
+            )
+            await _Server(config).serve([listener])
+        finally:
+            await connection.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it accepts, and whose end by a signal is an ordinary return instead of the signal once more."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            sys.stdout.write(f"ready http={f'[{host}]' if ':' in host else host}:{port}\n")
+        sys.stdout.flush()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+
+def _bind(listen: str) -> socket.socket:
+    match = _LISTEN.fullmatch(listen)
+    if match is None or int(match[3]) > 65535:
+        raise UsageError(f"listen {listen}: not of the form HOST:PORT (an IPv6 address goes in brackets)")
+    listener = socket.socket(socket.AF_INET6 if match[1] else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((match[1] or match[2], int(match[3])))
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"listen {listen}: {error.strerror or error}") from error
+    return listener
+
+
+async def _await_model_info(upstream: Upstream, adapter: Adapter, timeout_s: float) -> ModelInfo:
+    """Ask until the model server answers: it may still be loading its weights."""
+    give_up = time.monotonic() + timeout_s
+    has_told = False
+    while True:
+        left_s = give_up - time.monotonic()
+        try:
+            return await fetch_model_info(upstream, adapter, timeout_s=max(0.1, min(5.0, left_s)))
+        except CodecError as error:
+            is_starting = isinstance(error, UpstreamStatusError) and error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
+            if not is_starting:
+                raise UsageError(f"upstream {upstream.target}: no {adapter.dialect} model server: {error}") from error
+            if left_s <= _RETRY_S:
+                raise UsageError(f"upstream {upstream.target}: no answer in {timeout_s:g} s: {error}") from error
+        if not has_told:
+            has_told = True
+            _log.info("waiting for the model server at %s", upstream.target)
+        await asyncio.sleep(_RETRY_S)
+
+
+async def _load_tokenizer(upstream: Upstream, adapter: Adapter, source: str, chat_template: str | None) -> HuggingFaceTokenizer:
+    if source != "server":
+        return load_tokenizer(source, chat_template=chat_template)
+    try:
+        files = await fetch_tokenizer(upstream, adapter)
+        return HuggingFaceTokenizer.from_files(files, chat_template=chat_template, strftime_now=_strftime_now)
+    except (CodecError, UsageError) as error:
+        raise UsageError(f"upstream {upstream.target}: no tokenizer from the model server: {error}; name another source") from error
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)

@@ -1,0 +1,5 @@
+"""`python -m gaie_codec.cli`."""
+
+from . import main
+
+main()

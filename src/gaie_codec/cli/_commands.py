@@ -1,0 +1,89 @@
+"""The command tree, and the one place where errors become exit status 2 and a line on stderr."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import click
+
+from .. import CodecError, UsageError, __version__
+from ..adapters import DIALECTS
+from ._transcode import transcode
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (CodecError, UsageError) as error:
+            param = getattr(error, "param", None)
+            text = " ".join(str(error).split())
+            raise click.ClickException(f"{param}: {text}" if param and param not in text else text) from error
+        except ImportError as error:
+            raise click.ClickException(f"{error}; extras install what is missing: pip install gaie-codec[all]") from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="gaie-codec")
+def cli() -> None:
+    """Transcode between the OpenAI HTTP API and the gRPC protocols of model servers."""
+
+
+cli.add_command(transcode)
+
+
+@cli.command()
+@click.option("--dialect", type=click.Choice(DIALECTS), default="vllm.engine", show_default=True, help="The protocol to speak.")
+@click.option("--snapshot", help="Which version of the schema to speak.  [default: the newest]")
+@click.option("--listen", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT", help="Port 0 takes a free one.")
+@click.option("--tokenizer", default="builtin", show_default=True, metavar="DIR|builtin", help="Whose tokens to speak.")
+@click.option("--script", type=click.File("rb"), help="JSON with how to answer; see the documentation of gaie_codec.sim.")
+@click.option("--model", default="sim", show_default=True, help="The served model name.")
+def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script: Any, model: str) -> None:
+    """Run a simulated model server: deterministic, scriptable answers over real gRPC."""
+    from ..sim import run
+
+    data = script.read() if script is not None else b""
+    _run(run(dialect=dialect, snapshot=snapshot, listen=listen, tokenizer=tokenizer, script=data, model=model))
+
+
+@cli.command()
+@click.option("--upstream", required=True, metavar="grpc://HOST:PORT", help="The model server.")
+@click.option("--dialect", type=click.Choice(DIALECTS), required=True, help="What the model server speaks.")
+@click.option("--snapshot", help="Which version of the schema it speaks.  [default: the newest]")
+@click.option(
+    "--tokenizer", default="server", show_default=True, metavar="server|DIR|HUB_ID|builtin", help="'server' asks the model server for its own."
+)
+@click.option("--listen", default="127.0.0.1:8000", show_default=True, metavar="HOST:PORT", help="Port 0 takes a free one.")
+@click.option(
+    "--unsupported",
+    type=click.Choice(("reject", "drop")),
+    default="reject",
+    show_default=True,
+    help="What to do with request fields that this server cannot be told; dropped ones are named in x-gaie-codec-dropped.",
+)
+@click.option("--request-timeout", "request_timeout_s", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True, help="Seconds.")
+@click.option("--connect-timeout", "connect_timeout_s", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True, help="Seconds.")
+@click.option("--enable-prompt-tokens-details", is_flag=True, help="Show cached_tokens in usage.")
+@click.option(
+    "--stop-holdback",
+    type=click.Choice(("prefix", "window")),
+    default="prefix",
+    show_default=True,
+    help="'window' cuts chunks around stop strings just as vLLM does, at the price of latency.",
+)
+@click.option("--log-level", type=click.Choice(("debug", "info", "warning", "error")), default="warning", show_default=True)
+def serve(**options: Any) -> None:
+    """Serve the OpenAI HTTP API in front of one model server."""
+    from ..asgi.server import run_serve
+
+    _run(run_serve(**options))
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    try:
+        asyncio.run(main)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

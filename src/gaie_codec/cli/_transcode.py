@@ -1,0 +1,249 @@
+"""`gaie-codec transcode`: look at payloads, and turn them over by hand with the same code that gateways run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+from google.protobuf import json_format, text_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from .. import BodyChunk, CodecError, FrameDecoder, ModelInfo, ResponseHead, Transcoder, UsageError, snapshots
+from .._framing import ENCODINGS, HEADER_BYTES
+from ..adapters import DIALECTS
+from ..tokenizer_sources import load_tokenizer
+
+_WIRE_TYPES = ("varint", "fixed64", "length-delimited", "start-group", "end-group", "fixed32")
+_SHOWN_BYTES = 64
+
+_dialect = click.option("--dialect", type=click.Choice(DIALECTS), required=True, help="The model server's protocol.")
+_snapshot = click.option("--snapshot", help="Which version of its schema.  [default: the newest]")
+_input = click.option(
+    "--input", "input_form", type=click.Choice(("frames", "hex")), default="frames", show_default=True, help="Raw bytes, or hex digits."
+)
+_encoding = click.option(
+    "--grpc-encoding", type=click.Choice(ENCODINGS), default="identity", show_default=True, help="Of compressed frames (flag 1)."
+)
+_file = click.argument("file", type=click.File("rb"), default="-")
+
+
+def _transcoder_options(command: Any) -> Any:
+    options = [
+        _dialect,
+        _snapshot,
+        click.option("--tokenizer", default="builtin", show_default=True, metavar="DIR|HUB_ID|builtin"),
+        click.option("--path", default="/v1/chat/completions", show_default=True, help="The HTTP path of the request."),
+        click.option("--max-model-len", type=click.IntRange(min=1), help="Context length in tokens.  [default: what the tokenizer's model says]"),
+        click.option("--unsupported", type=click.Choice(("reject", "drop")), default="reject", show_default=True),
+        click.option("--stop-holdback", type=click.Choice(("prefix", "window")), default="prefix", show_default=True),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group()
+def transcode() -> None:
+    """Turn requests and responses over by hand, for debugging."""
+
+
+@transcode.command()
+@_transcoder_options
+@click.option("--request-id", default="0", show_default=True, help="Used when the body names none.")
+@click.option(
+    "--output",
+    type=click.Choice(("frame", "message", "textproto", "json", "hex")),
+    default="json",
+    show_default=True,
+    help="Length-prefixed bytes, bare protobuf, readable text, JSON, or the frame in hex.",
+)
+@_file
+def request(output: str, request_id: str, path: str, file: Any, **options: Any) -> None:
+    """OpenAI JSON in FILE -> the gRPC request."""
+    transcoder = _make_transcoder(**options)
+    call = transcoder.request("POST", path, (), file.read(), request_id=request_id)
+    for name in call.dropped:
+        click.echo(f"gaie-codec: {name} has no effect on this model server", err=True)
+    message = transcoder.adapter.request_type.FromString(call.message)
+    if output in ("frame", "message"):
+        _write(call.frame if output == "frame" else call.message)
+    elif output == "hex":
+        click.echo(call.frame.hex())
+    elif output == "textproto":
+        click.echo(text_format.MessageToString(message), nl=False)
+    else:
+        click.echo(json.dumps(_as_dict(message), indent=2, ensure_ascii=False))
+
+
+@transcode.command()
+@_transcoder_options
+@click.option("--request", "request_file", type=click.File("rb"), required=True, help="The OpenAI JSON that is answered.")
+@_input
+@_encoding
+@click.option("--id", "response_id", help="Of the completion.  [default: the request's]")
+@click.option("--created", type=int, default=0, show_default=True, help="Seconds since the epoch.")
+@click.option("--grpc-status", type=click.IntRange(min=0), default=0, show_default=True, help="Of the trailers.")
+@click.option("--grpc-message", default="", help="Of the trailers, percent-encoded.")
+@click.option("-i", "--include", is_flag=True, help="Show the HTTP status and headers too.")
+@_file
+def response(
+    path: str,
+    request_file: Any,
+    input_form: str,
+    grpc_encoding: str,
+    response_id: str | None,
+    created: int,
+    grpc_status: int,
+    grpc_message: str,
+    include: bool,
+    file: Any,
+    **options: Any,
+) -> None:
+    """Framed gRPC response bytes in FILE -> SSE or JSON, just as a client would get it."""
+    transcoder = _make_transcoder(**options)
+    data = _read(file, input_form)
+    call = transcoder.request("POST", path, (), request_file.read(), request_id="0")
+    reader = call.response(id=response_id, created=created)
+    outputs = [
+        *reader.receive_headers([("content-type", "application/grpc"), ("grpc-encoding", grpc_encoding)]),
+        *reader.receive_data(data),
+        *reader.receive_trailers([("grpc-status", str(grpc_status)), ("grpc-message", grpc_message)]),
+    ]
+    for out in outputs:
+        if isinstance(out, ResponseHead):
+            if include:
+                _write("".join([f"HTTP {out.status}\n", *(f"{name}: {value}\n" for name, value in out.headers), "\n"]).encode())
+            elif out.status != 200:
+                click.echo(f"gaie-codec: HTTP {out.status}", err=True)
+        elif isinstance(out, BodyChunk):
+            _write(out.data)
+    if reader.error is None:
+        return
+    # The client got its error. Whoever debugs wants to know where the bytes are wrong.
+    faults = [frame["error"] for frame in _frames(data, transcoder.adapter.response_type, grpc_encoding) if "error" in frame]
+    sys.stdout.flush()
+    if faults:
+        raise UsageError(faults[0])
+    click.echo(f"gaie-codec: {reader.error}", err=True)
+
+
+@transcode.command()
+@_dialect
+@_snapshot
+@click.option("--method", default="Generate", show_default=True, help="The gRPC method that the body belongs to.")
+@click.option("--direction", type=click.Choice(("request", "response")), default="response", show_default=True)
+@_input
+@_encoding
+@_file
+def decode(
+    dialect: str, snapshot: str | None, method: str, direction: str, input_form: str, grpc_encoding: str, file: Any
+) -> None:
+    """Show any captured gRPC body: a JSON line for each frame, and what is wrong with it."""
+    schema = snapshots.load(dialect, snapshot)
+    service = next((name for name in schema.services if schema.has_method(name, method)), None)
+    if service is None:
+        raise UsageError(f"{schema} has no method {method!r}")
+    found = schema.method(service, method)
+    message_type = found.request if direction == "request" else found.response
+    fault = None
+    for frame in _frames(_read(file, input_form), message_type, grpc_encoding):
+        click.echo(json.dumps(frame, ensure_ascii=False))
+        fault = fault or frame.get("error")
+    if fault:
+        sys.stdout.flush()
+        raise UsageError(fault)
+
+
+def _make_transcoder(
+    *, dialect: str, snapshot: str | None, tokenizer: str, max_model_len: int | None, unsupported: Any, stop_holdback: Any
+) -> Transcoder:
+    loaded = load_tokenizer(tokenizer)
+    model = ModelInfo(max_model_len=max_model_len or loaded.max_model_len or 0, vocab_size=loaded.vocab_size)
+    return Transcoder(
+        dialect, snapshot=snapshot, tokenizer=loaded, model=model, unsupported=unsupported, stop_holdback=stop_holdback
+    )
+
+
+def _read(file: Any, input_form: str) -> bytes:
+    data: bytes = file.read()
+    if input_form == "frames":
+        return data
+    try:
+        return bytes.fromhex(data.decode("ascii"))
+    except ValueError:
+        raise UsageError("the input is not hexadecimal digits") from None
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _frames(data: bytes, message_type: type[Message], encoding: str) -> Iterator[dict[str, Any]]:
+    """Each frame as something to print; after what cannot be a frame, the rest of the bytes in one last piece."""
+    offset = 0
+    while offset < len(data):
+        head = data[offset : offset + HEADER_BYTES]
+        shown: dict[str, Any] = {"offset": offset}
+        end = len(data)
+        if len(head) == HEADER_BYTES:
+            length = int.from_bytes(head[1:], "big")
+            shown |= {"flag": head[0], "length": length}
+            if head[0] <= 1:
+                end = min(end, offset + HEADER_BYTES + length)
+        piece = data[offset:end]
+        try:
+            payload = _payload(piece, offset, encoding)
+            message = message_type.FromString(payload)
+        except CodecError as error:
+            shown |= {"error": error.message.replace("frame at offset 0", f"frame at offset {offset}"), "hex": _hex(piece)}
+        except DecodeError:
+            shown |= {
+                "error": f"frame at offset {offset}: the payload is no {message_type.DESCRIPTOR.full_name}",
+                "hex": _hex(piece[HEADER_BYTES:]),
+            }
+        else:
+            shown["message"] = _as_dict(message)
+            unknown = list(_unknown_fields(message, ()))
+            if unknown:
+                shown["unknown_fields"] = unknown
+        yield shown
+        offset = end
+
+
+def _payload(piece: bytes, offset: int, encoding: str) -> bytes:
+    decoder = FrameDecoder(encoding=encoding)
+    for payload in decoder.receive_data(piece):
+        return payload
+    decoder.receive_eof()
+    raise UsageError(f"frame at offset {offset}: nothing to decode")
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    decoded: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=message.DESCRIPTOR.file.pool)
+    return decoded
+
+
+def _unknown_fields(message: Message, path: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for field in UnknownFieldSet(message):
+        value = _hex(field.data) if isinstance(field.data, bytes) else field.data if isinstance(field.data, int) else "group"
+        yield {
+            "in": ".".join(path) or message.DESCRIPTOR.name,
+            "number": field.field_number,
+            "wire_type": _WIRE_TYPES[field.wire_type],
+            "value": value,
+        }
+    for descriptor, value in message.ListFields():
+        if descriptor.type != FieldDescriptor.TYPE_MESSAGE or descriptor.message_type.GetOptions().map_entry:
+            continue
+        for child in value if descriptor.is_repeated else (value,):
+            yield from _unknown_fields(child, (*path, descriptor.name))
+
+
+def _hex(data: bytes) -> str:
+    return data[:_SHOWN_BYTES].hex() + (f"... ({len(data)} bytes)" if len(data) > _SHOWN_BYTES else "")
