@@ -169,7 +169,7 @@ class Choice:
             # The server decides which stop string it was; a snapshot whose server cannot say leaves it to us.
             if stop_text is None and matched is None and reason == "stop" and not ended_by_token:
                 stop_text = self._matcher.matched
-            text += self._cut(self._matcher.flush(), stop_text)
+            text += self._release(self._matcher, stop_text)
         return Delta(
             self.index,
             text,
@@ -187,8 +187,7 @@ class Choice:
         held, self._held = self._held or _Held(), None
         text = held.text
         if self._matcher is not None:
-            matched = self._matcher.matched
-            text += self._cut(self._matcher.flush(), matched)
+            text += self._release(self._matcher, self._matcher.matched)
         return Delta(self.index, text, held.token_ids, held.logprobs) if text or held.logprobs else None
 
     def _text(self, token_ids: list[int]) -> str:
@@ -200,10 +199,14 @@ class Choice:
         text = self._matcher.feed(self._detokenizer.decode(token_ids[:unchecked]), check=False) if unchecked else ""
         return text + self._matcher.feed(self._detokenizer.decode(token_ids[unchecked:]))
 
-    def _cut(self, text: str, stop: str | None) -> str:
+    def _release(self, matcher: StopMatcher, stop: str | None) -> str:
+        """The text that the matcher held, cut at the stop string that ended the choice."""
+        start = matcher.match_offset if stop is not None and stop == matcher.matched else None
+        text = matcher.flush()
         if stop is None:
             return text
-        start = text.find(stop)
+        if start is None:
+            start = text.find(stop)
         # Not there: the server's tokenizer differs from ours. Text is kept rather than guessed away.
         return text if start < 0 else text[: start + len(stop) if self._include_stop else start]
 

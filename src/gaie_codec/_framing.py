@@ -116,5 +116,6 @@ class FrameDecoder:
         if len(plain) > self.max_message_bytes:
             raise FramingError(f"{where}: inflates to more than the limit of {self.max_message_bytes} bytes")
         if not inflater.eof or inflater.unused_data:
-            raise MalformedMessageError(f"{where}: {self.encoding} data is {'cut short' if not inflater.eof else 'followed by stray bytes'}")
+            fault = "followed by stray bytes" if inflater.eof else "cut short"
+            raise MalformedMessageError(f"{where}: {self.encoding} data is {fault}")
         return plain

@@ -36,7 +36,7 @@ class ServerSentEvent(msgspec.Struct, frozen=True, kw_only=True):
 class SSEDecoder:
     """Bytes, cut anywhere, to events. An event that the stream does not end with a blank line is not dispatched."""
 
-    __slots__ = ("_at_start", "_buffer", "_data", "_event", "_id", "_skip_lf", "_size", "max_event_bytes")
+    __slots__ = ("_at_start", "_buffer", "_data", "_event", "_id", "_size", "_skip_lf", "max_event_bytes")
 
     def __init__(self, *, max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES) -> None:
         self.max_event_bytes = max_event_bytes

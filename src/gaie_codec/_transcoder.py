@@ -120,9 +120,7 @@ class Transcoder:
         self.eos_token_ids = tokenizer.eos_token_ids.union(self.model.eos_token_ids)
         self.system_fingerprint = f"{self.adapter.dialect}-{self.adapter.snapshot.name}"
 
-    def request(
-        self, method: str, path: str, headers: Headers | Mapping[str, str], body: bytes, *, request_id: str
-    ) -> Call:
+    def request(self, method: str, path: str, headers: Headers | Mapping[str, str], body: bytes, *, request_id: str) -> Call:
         """Decode one HTTP request and encode the call to make of it.
 
         `request_id` must be unique among the calls in flight; a client's own (X-Request-Id, or `request_id` in the body) wins, as with
@@ -174,10 +172,11 @@ class Transcoder:
 
 def _asked_for(request: InferenceRequest) -> list[str]:
     """The neutral fields that ask for something: those which differ from their defaults."""
-    names = [name for name in request.__struct_fields__ if name != "sampling" and getattr(request, name) != getattr(_REQUEST_DEFAULTS, name)]
-    params = request.sampling
-    for name in params.__struct_fields__:
-        value = getattr(params, name)
+    names = [name for name in request.__struct_fields__ if getattr(request, name) != getattr(_REQUEST_DEFAULTS, name)]
+    if "sampling" in names:
+        names.remove("sampling")
+    for name in SamplingParams.__struct_fields__:
+        value = getattr(request.sampling, name)
         if value != getattr(_SAMPLING_DEFAULTS, name):
             names.append(f"constraint.{value.kind}" if name == "constraint" else name)
     return names
@@ -373,7 +372,8 @@ class Response:
         try:
             message = self._parse(payload)
         except DecodeError:
-            raise MalformedMessageError(f"a payload of {len(payload)} bytes is no {self._adapter.response_type.DESCRIPTOR.full_name}") from None
+            name = self._adapter.response_type.DESCRIPTOR.full_name
+            raise MalformedMessageError(f"a payload of {len(payload)} bytes is no {name}") from None
         if self._is_plain and self.state is _STREAMING:
             index, token_ids = self._decode_tokens(message)
             if token_ids and index < len(self._choices):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import string
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -42,7 +43,7 @@ DROPPED_HEADER: Final = b"x-gaie-codec-dropped"
 _REQUEST_ID_HEADER: Final = b"x-request-id"
 # Unknown fields are named in the header, and there is no end to what a client can send.
 _MAX_DROPPED_HEADER_BYTES: Final = 2048
-_MAX_REQUEST_ID_BYTES: Final = 256
+_MAX_REQUEST_ID_LENGTH: Final = 256
 # Up to here a request is decoded in less time than a thread costs; from here on it would hold up the tokens of the others.
 _MAX_INLINE_BYTES: Final = 64 * 1024
 
@@ -90,7 +91,9 @@ class _Reply:
 
     def _headers(self, head: ResponseHead) -> list[tuple[bytes, bytes]]:
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head.headers]
-        headers.append((_REQUEST_ID_HEADER, self.request_id.encode("latin-1", "replace")))
+        # A body may name the request too, in any characters.
+        request_id = quote(self.request_id[:_MAX_REQUEST_ID_LENGTH], safe=string.punctuation, errors="replace")
+        headers.append((_REQUEST_ID_HEADER, request_id.encode()))
         if self.dropped:
             headers.append((DROPPED_HEADER, _encode_dropped(self.dropped)))
         if head.status == 405:
@@ -116,16 +119,16 @@ class _App:
             raise ValueError(f"no {scope['type']} connections here, only HTTP")
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = headers.get("x-request-id") or uuid.uuid4().hex
-        reply = _Reply(send, request_id[:_MAX_REQUEST_ID_BYTES], is_head=scope["method"] == "HEAD")
+        reply = _Reply(send, request_id, is_head=scope["method"] == "HEAD")
         try:
             await self._answer(scope["method"], scope["path"], headers, receive, reply)
         except _ClientGone:
-            _log.info("request %s: the client has gone", reply.request_id)
+            _log.info("request %r: the client has gone", reply.request_id)
         except CodecError as error:
-            _log.info("request %s: %d, %s", reply.request_id, error.http_status, error)
+            _log.info("request %r: %d, %r", reply.request_id, error.http_status, str(error))
             await _last_words(reply, error)
         except Exception:
-            _log.exception("request %s: a bug of gaie-codec", reply.request_id)
+            _log.exception("request %r: a bug of gaie-codec", reply.request_id)
             if reply.has_started:
                 raise  # makes the server cut the connection, so that no client takes what it has for the whole answer
             await _last_words(reply, CodecError("Internal server error"))
@@ -197,7 +200,7 @@ class _App:
         finally:
             upstream.cancel()
             if response.error is not None:
-                _log.warning("request %s: %d, %s", reply.request_id, response.error.http_status, response.error)
+                _log.warning("request %r: %d, %r", reply.request_id, response.error.http_status, str(response.error))
 
     async def _check_health(self) -> None:
         try:
@@ -210,7 +213,7 @@ async def _last_words(reply: _Reply, error: CodecError) -> None:
     try:
         await reply.send(encode_error_response(error))
     except _ClientGone:
-        _log.info("request %s: the client has gone", reply.request_id)
+        _log.info("request %r: the client has gone", reply.request_id)
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from .. import Code, MalformedMessageError, UpstreamStatusError, UsageError, __version__
+from .._metadata import encode_grpc_message
 
 try:
     import grpc
@@ -70,7 +71,7 @@ class UpstreamCall:
         """What the server sent after the last message, with grpc-status and grpc-message as they are on the wire."""
         code, details = await self.status()
         sent = [(name, value) for name, value in await self._call.trailing_metadata() if isinstance(value, str)]
-        return [*sent, ("grpc-status", str(int(code))), ("grpc-message", _percent_encode(details))]
+        return [*sent, ("grpc-status", str(int(code))), ("grpc-message", encode_grpc_message(details))]
 
     def cancel(self) -> None:
         """Tell the server to stop."""
@@ -112,8 +113,3 @@ class Upstream:
     async def close(self) -> None:
         """Cancel what is open and disconnect."""
         await self._channel.close()
-
-
-def _percent_encode(details: str) -> str:
-    # gRPC's own encoding and grpcio's is undone by grpcio; the core wants what is on the wire.
-    return "".join(chr(byte) if 0x20 <= byte <= 0x7E and byte != 0x25 else f"%{byte:02X}" for byte in details.encode("utf-8", "replace"))

@@ -12,6 +12,8 @@ from .. import CodecError, UsageError, __version__
 from ..adapters import DIALECTS
 from ._transcode import transcode
 
+_SECONDS = click.FloatRange(min=0, min_open=True)
+
 
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
@@ -54,7 +56,11 @@ def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script:
 @click.option("--dialect", type=click.Choice(DIALECTS), required=True, help="What the model server speaks.")
 @click.option("--snapshot", help="Which version of the schema it speaks.  [default: the newest]")
 @click.option(
-    "--tokenizer", default="server", show_default=True, metavar="server|DIR|HUB_ID|builtin", help="'server' asks the model server for its own."
+    "--tokenizer",
+    default="server",
+    show_default=True,
+    metavar="server|DIR|HUB_ID|builtin",
+    help="'server' asks the model server for its own.",
 )
 @click.option("--listen", default="127.0.0.1:8000", show_default=True, metavar="HOST:PORT", help="Port 0 takes a free one.")
 @click.option(
@@ -64,8 +70,8 @@ def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script:
     show_default=True,
     help="What to do with request fields that this server cannot be told; dropped ones are named in x-gaie-codec-dropped.",
 )
-@click.option("--request-timeout", "request_timeout_s", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True, help="Seconds.")
-@click.option("--connect-timeout", "connect_timeout_s", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True, help="Seconds.")
+@click.option("--request-timeout", "request_timeout_s", type=_SECONDS, default=600.0, show_default=True, help="Seconds.")
+@click.option("--connect-timeout", "connect_timeout_s", type=_SECONDS, default=30.0, show_default=True, help="Seconds.")
 @click.option("--enable-prompt-tokens-details", is_flag=True, help="Show cached_tokens in usage.")
 @click.option(
     "--stop-holdback",

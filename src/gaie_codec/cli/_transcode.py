@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 from google.protobuf import json_format, text_format
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
@@ -38,7 +37,7 @@ def _transcoder_options(command: Any) -> Any:
         _snapshot,
         click.option("--tokenizer", default="builtin", show_default=True, metavar="DIR|HUB_ID|builtin"),
         click.option("--path", default="/v1/chat/completions", show_default=True, help="The HTTP path of the request."),
-        click.option("--max-model-len", type=click.IntRange(min=1), help="Context length in tokens.  [default: what the tokenizer's model says]"),
+        click.option("--max-model-len", type=click.IntRange(min=1), help="Context length in tokens.  [default: the model's own]"),
         click.option("--unsupported", type=click.Choice(("reject", "drop")), default="reject", show_default=True),
         click.option("--stop-holdback", type=click.Choice(("prefix", "window")), default="prefix", show_default=True),
     ]
@@ -140,9 +139,7 @@ def response(
 @_input
 @_encoding
 @_file
-def decode(
-    dialect: str, snapshot: str | None, method: str, direction: str, input_form: str, grpc_encoding: str, file: Any
-) -> None:
+def decode(dialect: str, snapshot: str | None, method: str, direction: str, input_form: str, grpc_encoding: str, file: Any) -> None:
     """Show any captured gRPC body: a JSON line for each frame, and what is wrong with it."""
     schema = snapshots.load(dialect, snapshot)
     service = next((name for name in schema.services if schema.has_method(name, method)), None)
@@ -164,9 +161,7 @@ def _make_transcoder(
 ) -> Transcoder:
     loaded = load_tokenizer(tokenizer)
     model = ModelInfo(max_model_len=max_model_len or loaded.max_model_len or 0, vocab_size=loaded.vocab_size)
-    return Transcoder(
-        dialect, snapshot=snapshot, tokenizer=loaded, model=model, unsupported=unsupported, stop_holdback=stop_holdback
-    )
+    return Transcoder(dialect, snapshot=snapshot, tokenizer=loaded, model=model, unsupported=unsupported, stop_holdback=stop_holdback)
 
 
 def _read(file: Any, input_form: str) -> bytes:
@@ -225,12 +220,14 @@ def _payload(piece: bytes, offset: int, encoding: str) -> bytes:
 
 
 def _as_dict(message: Message) -> dict[str, Any]:
-    decoded: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=message.DESCRIPTOR.file.pool)
+    pool: Any = message.DESCRIPTOR.file.pool
+    decoded: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=pool)
     return decoded
 
 
 def _unknown_fields(message: Message, path: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for field in UnknownFieldSet(message):
+    fields: Any = UnknownFieldSet(message)
+    for field in fields:
         value = _hex(field.data) if isinstance(field.data, bytes) else field.data if isinstance(field.data, int) else "group"
         yield {
             "in": ".".join(path) or message.DESCRIPTOR.name,
@@ -239,7 +236,8 @@ def _unknown_fields(message: Message, path: Sequence[str]) -> Iterator[dict[str,
             "value": value,
         }
     for descriptor, value in message.ListFields():
-        if descriptor.type != FieldDescriptor.TYPE_MESSAGE or descriptor.message_type.GetOptions().map_entry:
+        nested = descriptor.message_type
+        if nested is None or nested.GetOptions().map_entry:
             continue
         for child in value if descriptor.is_repeated else (value,):
             yield from _unknown_fields(child, (*path, descriptor.name))

@@ -7,7 +7,6 @@ order: `open`, `delta` ..., then `close` or `error`.
 
 from __future__ import annotations
 
-
 from typing import Any, Protocol
 
 import msgspec
@@ -55,9 +54,9 @@ class StreamEncoder:
         self._options = options
         self._meta = meta
         # {"id":...,"object":...,"created":...,"model":... - without its closing brace, for what each chunk adds.
-        self._head = _sse.DATA + _encode(
-            {"id": meta.id, "object": "chat.completion.chunk", "created": meta.created, "model": options.model}
-        )[:-1]
+        self._head = (
+            _sse.DATA + _encode({"id": meta.id, "object": "chat.completion.chunk", "created": meta.created, "model": options.model})[:-1]
+        )
         self._prefixes: dict[int, bytes] = {}
 
     def open(self, indexes: range, prompt_token_ids: list[int], usage: Usage) -> bytes:
@@ -213,5 +212,3 @@ def _logprob(entry: TextLogprob) -> dict[str, Any]:
 
 def _token(token: str, logprob: float) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
-
-

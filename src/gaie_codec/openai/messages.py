@@ -31,7 +31,8 @@ def _decode_message(message: Any, loc: str, accepts_content_parts: bool) -> dict
         raise type_error(loc, "model_attributes_type", "Input should be a valid dictionary or object to extract fields from")
     role = message.get("role")
     if not isinstance(role, str):
-        raise type_error(f"{loc}.role", "missing" if role is None else "string_type", "Field required" if role is None else "Input should be a valid string")
+        fault = ("missing", "Field required") if role is None else ("string_type", "Input should be a valid string")
+        raise type_error(f"{loc}.role", *fault)
     content = message.get("content")
     if content is None and "content" in message and role != "assistant":
         raise type_error(f"{loc}.content", "string_type", "Input should be a valid string")

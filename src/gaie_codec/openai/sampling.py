@@ -85,9 +85,7 @@ def decode_sampling(
     if min_tokens < 0:
         raise range_error("min_tokens", f"min_tokens must be greater than or equal to 0, got {min_tokens}.", min_tokens)
     if max_tokens is not None and min_tokens > max_tokens:
-        raise range_error(
-            "min_tokens", f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}.", min_tokens
-        )
+        raise range_error("min_tokens", f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}.", min_tokens)
     if seed is not None and not -(2**63) <= seed < 2**63:
         side = "less than or equal to 9223372036854775807" if seed > 0 else "greater than or equal to -9223372036854775808"
         raise type_error("seed", "less_than_equal" if seed > 0 else "greater_than_equal", f"Input should be {side}")
@@ -160,9 +158,7 @@ def _token_ids(body: Mapping[str, Any], name: str, vocab_size: int) -> tuple[int
     outside = [token_id for token_id in ids if token_id < 0 or (vocab_size and token_id >= vocab_size)]
     if outside:
         shown = outside[:10]
-        raise range_error(
-            name, f"token_id(s) {shown} in {name} contain out-of-vocab token ids. Vocabulary size: {vocab_size}", shown
-        )
+        raise range_error(name, f"token_id(s) {shown} in {name} contain out-of-vocab token ids. Vocabulary size: {vocab_size}", shown)
     return tuple(ids)
 
 
@@ -267,9 +263,7 @@ def _decode_response_format(value: dict[str, Any] | None) -> Constraint | None:
         if not isinstance(schema, dict):
             raise type_error("response_format.json_schema.schema", "dict_type", "Input should be a valid dictionary")
         return Constraint(kind="json_schema", value=_json_text(schema))
-    raise type_error(
-        "response_format.type", "literal_error", "Input should be text, json_object, json_schema or structural_tag"
-    )
+    raise type_error("response_format.type", "literal_error", "Input should be text, json_object, json_schema or structural_tag")
 
 
 def _json_text(value: Any) -> str:

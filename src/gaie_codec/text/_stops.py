@@ -37,7 +37,7 @@ class StopMatcher:
         self._held_length = 0
         self._waiting = 0  # characters that a stop string may begin with; just before its last character once one is found
         self.matched: str | None = None  # the stop string found
-        self.match_offset = 0  # where in `held` it begins
+        self.match_offset = 0  # where in `held`, or in what `flush` then returns, it begins
 
     @property
     def held(self) -> str:
@@ -68,7 +68,7 @@ class StopMatcher:
         """Release the held text. No stop string reaches across a flush."""
         text = self.held
         self._pieces.clear()
-        self._skip = self._held_length = self._waiting = self.match_offset = 0
+        self._skip = self._held_length = self._waiting = 0
         for scanner in self._scanners:
             scanner.state = 0
         return text

@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 SERVICE = "vllm.grpc.engine.VllmEngine"
 
-_SAMPLING_CARRIED = frozenset(name for name in SamplingParams.__struct_fields__ if name not in ("bad_words", "allowed_token_ids", "constraint"))
-_CONSTRAINTS_CARRIED = frozenset(f"constraint.{kind}" for kind in ("json_schema", "regex", "grammar", "structural_tag", "json_object", "choice"))
+_CONSTRAINTS = ("json_schema", "regex", "grammar", "structural_tag", "json_object", "choice")
+_CARRIED = frozenset(
+    (
+        "request_id model prompt_token_ids prompt_text stream temperature top_p top_k min_p frequency_penalty presence_penalty"
+        " repetition_penalty max_tokens min_tokens stop stop_token_ids skip_special_tokens spaces_between_special_tokens ignore_eos n"
+        " logprobs prompt_logprobs seed include_stop_str_in_output logit_bias"
+    ).split()
+) | {f"constraint.{kind}" for kind in _CONSTRAINTS}
 
 _UINT32 = (0, 2**32 - 1)
-_RANGES = MappingProxyType(
-    {"top_k": _UINT32, "max_tokens": _UINT32, "min_tokens": _UINT32, "n": _UINT32, "seed": (-(2**31), 2**31 - 1)}
-)
+_RANGES = MappingProxyType({"top_k": _UINT32, "max_tokens": _UINT32, "min_tokens": _UINT32, "n": _UINT32, "seed": (-(2**31), 2**31 - 1)})
 
 
 def adapter(snapshot: Snapshot) -> Adapter:
@@ -40,7 +44,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
     has_kv_transfer = snapshot.has_field("GenerateRequest", "kv_transfer_params_json")
     has_dp_rank = snapshot.has_field("GenerateRequest", "data_parallel_rank")
 
-    carries = {"request_id", "model", "prompt_token_ids", "prompt_text", "stream", *_SAMPLING_CARRIED, *_CONSTRAINTS_CARRIED}
+    carries = set(_CARRIED)
     # Without an index in the response several choices cannot be told apart, so asking for them would be a lie.
     carries -= set() if has_index else {"n"}
     carries -= set() if has_logprobs else {"logprobs", "prompt_logprobs"}
