@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from ._errors import FramingError, MalformedMessageError, TruncatedResponseError, UsageError
@@ -52,20 +52,24 @@ class FrameDecoder:
         self._consumed = 0  # offset in the stream of the first byte that is not yet decoded
         self._wanted = HEADER_BYTES  # how long the buffer must get before there is anything to do
 
-    def receive_data(self, data: bytes) -> Iterable[bytes]:
-        """The payload of each frame that is complete. Frames before a bad one are yielded before it raises.
+    def receive_whole(self, data: bytes) -> bytes | None:
+        """The payload, when `data` is one whole plain frame and no other is begun; else None, and `data` is for `receive_data`.
+
+        Most calls are of this kind, and it takes a third of the time.
+        """
+        if self._buffer or len(data) < HEADER_BYTES:
+            return None
+        flag, length = _unpack(data, 0)
+        if flag or length != len(data) - HEADER_BYTES or length > self.max_message_bytes:
+            return None
+        self._consumed += HEADER_BYTES + length
+        return data[HEADER_BYTES:]
+
+    def receive_data(self, data: bytes) -> Iterator[bytes]:
+        """Yield the payload of each frame that is complete. Frames before a bad one are yielded before it raises.
 
         Iterate to the end before the next call. Raises FramingError (flag, length), MalformedMessageError (compression).
         """
-        # Most calls bring one whole plain frame; a tuple for it costs a third of a generator.
-        if not self._buffer and len(data) >= HEADER_BYTES:
-            flag, length = _unpack(data, 0)
-            if not flag and length == len(data) - HEADER_BYTES and length <= self.max_message_bytes:
-                self._consumed += len(data)
-                return (data[HEADER_BYTES:],)
-        return self._decode(data)
-
-    def _decode(self, data: bytes) -> Iterator[bytes]:
         if self._buffer:
             self._buffer += data
             if len(self._buffer) < self._wanted:

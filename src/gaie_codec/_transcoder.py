@@ -254,8 +254,10 @@ class Response:
     __slots__ = (
         "_adapter",
         "_choices",
+        "_count",
         "_decode",
         "_decode_tokens",
+        "_encode_text",
         "_encoder",
         "_eof",
         "_frames",
@@ -263,6 +265,7 @@ class Response:
         "_is_plain",
         "_parse",
         "_prompt_token_ids",
+        "_receive_plain",
         "_status_in_headers",
         "_unfinished",
         "_usage",
@@ -296,7 +299,10 @@ class Response:
             )
             for index in range(request.sampling.n)
         ]
-        self._unfinished = len(self._choices)
+        self._count = self._unfinished = len(self._choices)
+        # Bound once: the per-token path is all attribute look-ups.
+        self._receive_plain = [choice.receive_plain for choice in self._choices]
+        self._encode_text = self._encoder.text
         self._usage = Usage(prompt_tokens=len(request.prompt_token_ids))
         self._wants_usage = options.continuous_usage
         self._prompt_token_ids = request.prompt_token_ids
@@ -323,6 +329,9 @@ class Response:
 
     def receive_data(self, data: bytes) -> Sequence[Output]:
         """Bytes of the response body, cut anywhere."""
+        payload = self._frames.receive_whole(data)
+        if payload is not None:
+            return self.receive_message(payload)
         if self._eof:
             self._check_open()
         if self.ended:
@@ -330,13 +339,21 @@ class Response:
         parts: list[bytes] = []
         try:
             for payload in self._frames.receive_data(data):
-                self._message(payload, parts)
+                plain = self._plain(payload) if self.state is _STREAMING else None
+                if plain is None:
+                    self._message(payload, parts)
+                else:
+                    parts.append(plain)
         except CodecError as error:
             return self._fail(error, parts)
         return self._send(parts) if parts else ()
 
     def receive_message(self, message: bytes) -> Sequence[Output]:
         """One message without its frame, for hosts whose gRPC library took the frames away."""
+        if self.state is _STREAMING:
+            plain = self._plain(message)
+            if plain is not None:
+                return (BodyChunk(plain),) if plain else ()
         if self._eof:
             self._check_open()
         if self.ended:
@@ -368,27 +385,35 @@ class Response:
         if self._eof:
             raise UsageError("the end of this response was received already")
 
+    def _plain(self, payload: bytes) -> bytes | None:
+        """The per-token path: a message in mid-stream that brings nothing but tokens whose text the client gets. Else None."""
+        if not self._is_plain:
+            return None
+        try:
+            index, token_ids = self._decode_tokens(self._parse(payload))
+        except DecodeError:
+            return None
+        if not token_ids or index >= self._count:
+            return None
+        text = self._receive_plain[index](token_ids)
+        if text:
+            return self._encode_text(index, text)
+        return None if text is None else b""
+
     def _message(self, payload: bytes, parts: list[bytes]) -> None:
         try:
             message = self._parse(payload)
         except DecodeError:
             name = self._adapter.response_type.DESCRIPTOR.full_name
             raise MalformedMessageError(f"a payload of {len(payload)} bytes is no {name}") from None
-        if self._is_plain and self.state is _STREAMING:
-            index, token_ids = self._decode_tokens(message)
-            if token_ids and index < len(self._choices):
-                text = self._choices[index].receive_plain(token_ids)
-                if text is not None:
-                    parts.append(self._encoder.text(index, text))
-                    return
         event = self._decode(message)
         if event is None:
             # An empty message is legal and says nothing, but it still has to come at its time.
             if next_state(self.state, Input.MESSAGE) is State.ERROR:
                 raise self._out_of_order(Input.MESSAGE)
             return
-        if event.index >= len(self._choices):
-            raise OutOfOrderError(f"a message for choice {event.index} of {len(self._choices)}")
+        if event.index >= self._count:
+            raise OutOfOrderError(f"a message for choice {event.index} of {self._count}")
         choice = self._choices[event.index]
         if type(event) is TokensEvent:
             delta = choice.receive_tokens(event)

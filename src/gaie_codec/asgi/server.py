@@ -121,7 +121,8 @@ def _bind(listen: str) -> socket.socket:
     match = _LISTEN.fullmatch(listen)
     if match is None or int(match[3]) > 65535:
         raise UsageError(f"listen {listen}: not of the form HOST:PORT (an IPv6 address goes in brackets)")
-    listener = socket.socket(socket.AF_INET6 if match[1] else socket.AF_INET)
+    # asyncio sets TCP_NODELAY only where it sees the protocol's number; without it an answer waits 40 ms for the client's ACK.
+    listener = socket.socket(socket.AF_INET6 if match[1] else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((match[1] or match[2], int(match[3])))

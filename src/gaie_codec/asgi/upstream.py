@@ -23,9 +23,9 @@ _OPTIONS: Final = (
     # A long answer with top_logprobs is one message of more than grpcio's 4 MiB. What is too much for us is `Limits.max_message_bytes`.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # Pings only while calls are open. A server may hang up on those who ping more often than it allows: smg servicers allow 10 s, and
-    # grpcio's default 5 min, though it forgives the two pings that grpcio's client sends without data in between.
-    ("grpc.keepalive_time_ms", 60_000),
+    # A dead peer is noticed by pings, sent only while calls are open. Not more often than every 5 minutes: grpcio's servers hang up on
+    # those who do, by their default settings, and a long prefill is silent (measured: pings every 30 s end a silent call after 240 s).
+    ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     # grpcio's backoff grows to two minutes, for which every request would fail after a model server's restart.
     ("grpc.initial_reconnect_backoff_ms", 200),

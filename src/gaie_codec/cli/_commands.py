@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .. import CodecError, UsageError, __version__
+from .. import CodecError, ModelInfo, UsageError, __version__
 from ..adapters import DIALECTS
 from ._transcode import transcode
 
@@ -45,10 +45,11 @@ cli.add_command(transcode)
 @click.option("--model", default="sim", show_default=True, help="The served model name.")
 def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script: Any, model: str) -> None:
     """Run a simulated model server: deterministic, scriptable answers over real gRPC."""
-    from ..sim import run
+    from ..sim import SimServer, decode_script, run
 
-    data = script.read() if script is not None else b""
-    _run(run(dialect=dialect, snapshot=snapshot, listen=listen, tokenizer=tokenizer, script=data, model=model))
+    answer = decode_script(script.read()) if script is not None else None
+    served = ModelInfo(served_model_name=model)
+    _run(run(SimServer(dialect, snapshot=snapshot, tokenizer=tokenizer, model=served, script=answer), listen))
 
 
 @cli.command()

@@ -72,15 +72,13 @@ class StreamEncoder:
 
     def text(self, index: int, text: str) -> bytes:
         """The per-token path: the chunk of a delta that is nothing but text, for options without `is_detailed`."""
-        if not text:
-            return b""
         return b'%b%b},"logprobs":null,"finish_reason":null}]}\n\n' % (self._prefixes[index], _encode(text))
 
     def delta(self, delta: Delta, usage: Usage | None) -> bytes:
         """One chunk; nothing for a delta that carries nothing."""
         if delta.finish_reason is None:
             if not self._options.is_detailed:
-                return self.text(delta.index, delta.text)
+                return self.text(delta.index, delta.text) if delta.text else b""
             if not (delta.text or delta.logprobs or (delta.token_ids and self._options.return_token_ids)):
                 return b""
         choice: dict[str, Any] = {

@@ -40,6 +40,8 @@ _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # else a second server could take half of the connections in silence
 )
 
+_GRACE_S: Final = 0.1  # with none, gRPC ends idle connections as if by an error, and clients log it
+
 
 class SimServer:
     """A model server of one dialect and snapshot (None: the newest) with a simulated engine. It can be started again after `stop`.
@@ -113,6 +115,7 @@ class SimServer:
         try:
             port: int = server.add_insecure_port(address)
         except RuntimeError as error:
+            await server.stop(None)
             raise UsageError(f"cannot listen on {address}: {error}") from error
         await server.start()
         self._server = server
@@ -123,7 +126,7 @@ class SimServer:
         server, self._server = self._server, None
         if server is not None:
             await self._health.enter_graceful_shutdown()
-            await server.stop(None)
+            await server.stop(_GRACE_S)
 
     def _handler(self, service: str, name: str, method: Callable[[Any, Any], Any]) -> Any:
         facts = self.adapter.snapshot.method(service, name)

@@ -1,0 +1,634 @@
+"""The ASGI shim: what the core cannot know. Ids, limits while reading, clients that leave, calls that must not outlive them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import signal
+import socket
+import zipfile
+from importlib import resources
+
+import grpc
+import grpc.aio
+import pytest
+
+from gaie_codec import (
+    Code,
+    FinishEvent,
+    Limits,
+    MalformedMessageError,
+    ModelInfo,
+    TokensEvent,
+    Transcoder,
+    UpstreamStatusError,
+    UsageError,
+)
+from gaie_codec.asgi.app import create_app
+from gaie_codec.asgi.questions import check_health, fetch_model_info, fetch_tokenizer
+from gaie_codec.asgi.server import run_serve
+from gaie_codec.asgi.upstream import Upstream, parse_target
+from gaie_codec.tokenizer_sources import load_tokenizer
+
+TOKENIZER = load_tokenizer("builtin")
+MODEL = ModelInfo(served_model_name="tiny", max_model_len=4096, vocab_size=TOKENIZER.vocab_size)
+ADAPTER = Transcoder("vllm.engine", tokenizer=TOKENIZER).adapter
+SERVICE = "vllm.grpc.engine.VllmEngine"
+CHAT = "/v1/chat/completions"
+IDS = TOKENIZER.encode("Hello world", add_special_tokens=False)
+
+WHOLE = [FinishEvent(token_ids=IDS, finish_reason="stop", prompt_tokens=3, completion_tokens=len(IDS))]
+STREAM = [TokensEvent(token_ids=[token], prompt_tokens=3, completion_tokens=1) for token in IDS] + WHOLE
+
+
+class ScriptedCall:
+    """Answers from a list: bytes are messages, an exception is raised, None waits until cancelled, a (Code, str) is the status."""
+
+    def __init__(self, script):
+        self.script = list(script)
+        self.is_cancelled = False
+        self.waiting = asyncio.Event()
+
+    async def read(self):
+        step = self.script[0] if self.script else (Code.OK, "")
+        if step is None:
+            self.waiting.set()
+            await asyncio.Event().wait()
+        if isinstance(step, tuple):
+            return None
+        self.script.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+    async def status(self):
+        return self.script[0] if self.script else (Code.OK, "")
+
+    async def trailers(self):
+        code, details = await self.status()
+        return [("grpc-status", str(int(code))), ("grpc-message", details)]
+
+    def cancel(self):
+        self.is_cancelled = True
+
+
+class ScriptedUpstream(Upstream):
+    """One script for every path; `calls` are the calls that were made."""
+
+    def __init__(self, *script):
+        self.script = [step if isinstance(step, bytes | tuple | Exception | None) else encode(step) for step in script]
+        self.calls = []
+        self.asked = []
+
+    def stream(self, path, message, *, metadata=(), timeout_s=None):
+        self.asked.append((path, message, tuple(metadata), timeout_s))
+        self.calls.append(ScriptedCall(self.script))
+        return self.calls[-1]
+
+
+def encode(event):
+    return ADAPTER.encode_response(event).SerializeToString()
+
+
+def chat(**fields):
+    return json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], **fields}).encode()
+
+
+class Client:
+    """Drives the application as an ASGI server would. `leave` is the client's disconnect."""
+
+    def __init__(self, upstream, *, limits=None, unsupported="reject", on_send=None, **options):
+        transcoder = Transcoder("vllm.engine", tokenizer=TOKENIZER, model=MODEL, limits=limits, unsupported=unsupported)
+        self.app = create_app(upstream, transcoder, **options)
+        self.on_send = on_send
+        self.sent = []
+        self.received = 0
+        self.leave = asyncio.Event()
+
+    async def request(self, method, path, *parts, headers=()):
+        todo = [{"type": "http.request", "body": part, "more_body": True} for part in parts[:-1]]
+        todo.append({"type": "http.request", "body": parts[-1] if parts else b"", "more_body": False})
+
+        async def receive():
+            self.received += 1
+            if todo:
+                return todo.pop(0)
+            await self.leave.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            if self.on_send is not None:
+                await self.on_send(message)
+            self.sent.append(message)
+
+        pairs = [(name.encode(), value.encode()) for name, value in headers]
+        scope = {"type": "http", "method": method, "path": path, "headers": pairs}
+        before = asyncio.all_tasks()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            assert asyncio.all_tasks() <= before, "a task outlived its request"
+
+    @property
+    def status(self):
+        return self.sent[0]["status"]
+
+    @property
+    def headers(self):
+        return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
+
+    @property
+    def body(self):
+        assert self.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+        return b"".join(message["body"] for message in self.sent[1:])
+
+    @property
+    def error(self):
+        assert self.headers["content-type"] == "application/json"
+        return json.loads(self.body)["error"]
+
+
+def ask(upstream, method, path, *parts, headers=(), **options):
+    async def main():
+        client = Client(upstream, **options)
+        await client.request(method, path, *parts, headers=headers)
+        return client
+
+    return asyncio.run(main())
+
+
+# Answers
+
+
+def test_unary_answer_with_ids_clock_and_deadline():
+    upstream = ScriptedUpstream(*WHOLE)
+    client = ask(upstream, "POST", CHAT, chat(), headers=[("traceparent", "00-1-2-01")], request_timeout_s=7.0)
+    answer = json.loads(client.body)
+    assert client.status == 200
+    assert answer["choices"][0]["message"]["content"] == "Hello world"
+    assert answer["created"] > 1_600_000_000
+    assert client.headers["x-request-id"] == answer["id"]
+    assert "x-gaie-codec-dropped" not in client.headers
+    [(path, message, metadata, timeout_s)] = upstream.asked
+    assert (path, metadata, timeout_s) == (f"/{SERVICE}/Generate", (("traceparent", "00-1-2-01"),), 7.0)
+    assert ADAPTER.request_type.FromString(message).request_id == answer["id"]
+
+
+def test_stream_sends_each_token_by_itself():
+    client = ask(ScriptedUpstream(*STREAM), "POST", CHAT, chat(stream=True))
+    assert client.headers["content-type"].startswith("text/event-stream")
+    assert len(client.sent) > len(IDS) + 2
+    assert client.body.endswith(b"data: [DONE]\n\n")
+
+
+def test_two_requests_have_two_ids():
+    first, second = (ask(ScriptedUpstream(*WHOLE), "POST", CHAT, chat()) for _ in range(2))
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+
+
+def test_the_clients_own_request_id_comes_back():
+    upstream = ScriptedUpstream(*WHOLE)
+    assert ask(upstream, "POST", CHAT, chat(), headers=[("x-request-id", "mine")]).headers["x-request-id"] == "mine"
+    assert ask(upstream, "GET", "/nowhere", headers=[("x-request-id", "mine")]).headers["x-request-id"] == "mine"
+
+
+def test_a_request_id_cannot_break_out_of_its_header():
+    client = ask(ScriptedUpstream(*WHOLE), "POST", CHAT, chat(request_id="a\r\nset-cookie: b" + "c" * 1000))
+    assert client.headers["x-request-id"].startswith("chatcmpl-a%0D%0Aset-cookie:%20b")
+    assert len(client.headers["x-request-id"]) < 1000
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_dropped_fields_are_named(stream):
+    fields = {"stream": stream, "bad_words": ["x"], "strange\r\nä,": 1}
+    client = ask(ScriptedUpstream(*(STREAM if stream else WHOLE)), "POST", CHAT, chat(**fields), unsupported="drop")
+    assert client.headers["x-gaie-codec-dropped"] == "bad_words, strange%0D%0A%C3%A4%2C"
+
+
+def test_dropped_header_is_bounded():
+    client = ask(ScriptedUpstream(*WHOLE), "POST", CHAT, chat(**{f"unknown_{number}": 1 for number in range(5000)}))
+    dropped = client.headers["x-gaie-codec-dropped"]
+    assert len(dropped) < 2100
+    assert dropped.endswith(", ...")
+
+
+def test_long_body_takes_a_thread():
+    client = ask(ScriptedUpstream(*WHOLE), "POST", CHAT, chat(user="x" * 100_000))
+    assert client.status == 200
+
+
+# Errors before the call
+
+
+def test_bad_json_is_400():
+    client = ask(ScriptedUpstream(), "POST", CHAT, b"{")
+    assert (client.status, client.error["type"]) == (400, "BadRequestError")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("GET", "/", 404, None),
+        ("POST", "/v1/nothing", 404, None),
+        ("GET", CHAT, 405, "POST"),
+        ("DELETE", "/v1/models", 405, "GET, HEAD"),
+        ("POST", "/health", 405, "GET, HEAD"),
+    ],
+)
+def test_no_such_endpoint(method, path, status, allow):
+    upstream = ScriptedUpstream()
+    client = ask(upstream, method, path)
+    assert (client.status, client.error["code"], client.headers.get("allow")) == (status, status, allow)
+    assert not upstream.asked
+
+
+def test_too_large_by_content_length_is_not_read():
+    client = ask(ScriptedUpstream(), "POST", CHAT, chat(), headers=[("content-length", "1" * 30)])
+    assert (client.status, client.error["type"], client.received) == (413, "RequestTooLargeError", 0)
+
+
+def test_too_large_stops_reading():
+    client = ask(ScriptedUpstream(), "POST", CHAT, *[b"x" * 10] * 9, limits=Limits(max_request_bytes=25))
+    assert (client.status, client.error["code"], client.received) == (413, 413, 3)
+
+
+# Errors of the call
+
+
+def test_status_before_the_first_message_is_plain_json():
+    upstream = ScriptedUpstream((Code.DEADLINE_EXCEEDED, "slow"))
+    client = ask(upstream, "POST", CHAT, chat(stream=True))
+    assert (client.status, client.error["type"]) == (504, "GatewayTimeoutError")
+
+
+def test_status_in_the_stream_is_an_event_without_done():
+    client = ask(ScriptedUpstream(STREAM[0], (Code.UNAVAILABLE, "gone")), "POST", CHAT, chat(stream=True))
+    assert client.status == 200
+    assert b'"code":503' in client.body
+    assert b"[DONE]" not in client.body
+
+
+def test_a_broken_answer_cancels_the_call():
+    upstream = ScriptedUpstream(b"\xff\xff", None)
+    client = ask(upstream, "POST", CHAT, chat())
+    assert (client.status, upstream.calls[0].is_cancelled) == (502, True)
+
+
+def test_a_bug_is_500_with_a_traceback(caplog):
+    upstream = ScriptedUpstream(ZeroDivisionError("a bug"))
+    client = ask(upstream, "POST", CHAT, chat())
+    assert (client.status, client.error["message"]) == (500, "Internal server error")
+    assert upstream.calls[0].is_cancelled
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_bug_in_the_stream_cuts_the_connection():
+    upstream = ScriptedUpstream(STREAM[0], ZeroDivisionError("a bug"))
+
+    async def main():
+        client = Client(upstream)
+        with pytest.raises(ZeroDivisionError):
+            await client.request("POST", CHAT, chat(stream=True))
+        assert client.sent[-1]["more_body"]
+
+    asyncio.run(main())
+    assert upstream.calls[0].is_cancelled
+
+
+# Clients that leave
+
+
+async def run_and_leave(client, upstream, *parts):
+    """Start a request and leave once its call waits for the model server."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(client.request("POST", CHAT, *parts))
+        while not upstream.calls:
+            await asyncio.sleep(0.001)
+        await upstream.calls[0].waiting.wait()
+        assert not upstream.calls[0].is_cancelled
+        client.leave.set()
+
+
+@pytest.mark.parametrize("script", [[None], [STREAM[0], None]], ids=["before the first message", "after it"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_disconnect_cancels_the_call(script, stream):
+    upstream = ScriptedUpstream(*script)
+
+    async def main():
+        client = Client(upstream)
+        async with asyncio.timeout(5):
+            await run_and_leave(client, upstream, chat(stream=stream))
+        return client
+
+    client = asyncio.run(main())
+    assert upstream.calls[0].is_cancelled
+    assert len(client.sent) == (2 if stream and len(script) == 2 else 0)
+
+
+def test_disconnect_while_the_body_is_read():
+    upstream = ScriptedUpstream()
+
+    async def main():
+        client = Client(upstream)
+
+        async def receive():
+            return {"type": "http.disconnect"}
+
+        await client.app({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, None)
+
+    asyncio.run(main())
+    assert not upstream.calls
+
+
+def test_a_failed_send_cancels_the_call():
+    upstream = ScriptedUpstream(STREAM[0], None)
+
+    async def fail(message):
+        raise OSError("gone")
+
+    ask(upstream, "POST", CHAT, chat(stream=True), on_send=fail)
+    assert upstream.calls[0].is_cancelled
+
+
+def test_a_client_that_leaves_while_send_waits():
+    upstream = ScriptedUpstream(*STREAM)
+
+    async def main():
+        async def stall(message):
+            client.leave.set()
+            await asyncio.Event().wait()
+
+        client = Client(upstream, on_send=stall)
+        async with asyncio.timeout(5):
+            await client.request("POST", CHAT, chat(stream=True))
+
+    asyncio.run(main())
+    assert upstream.calls[0].is_cancelled
+
+
+def test_cancelling_the_application_cancels_the_call():
+    upstream = ScriptedUpstream(None)
+
+    async def main():
+        task = asyncio.create_task(Client(upstream).request("POST", CHAT, chat()))
+        while not upstream.calls:
+            await asyncio.sleep(0.001)
+        await upstream.calls[0].waiting.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert upstream.calls[0].is_cancelled
+
+
+# Other endpoints
+
+
+def test_models():
+    client = ask(ScriptedUpstream(), "GET", "/v1/models")
+    [model] = json.loads(client.body)["data"]
+    assert (model["id"], model["max_model_len"]) == ("tiny", 4096)
+
+
+def test_head_has_the_headers_of_get_and_no_body():
+    client = ask(ScriptedUpstream(), "HEAD", "/v1/models")
+    assert (client.status, client.body) == (200, b"")
+    assert int(client.headers["content-length"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [([b"\x08\x01"], 200), ([b"\x08\x00"], 503), ([(Code.UNAVAILABLE, "down")], 503), ([(Code.UNIMPLEMENTED, "")], 503), ([b"\xff"], 503)],
+    ids=["healthy", "not healthy", "down", "no such method", "no message"],
+)
+def test_health(script, status):
+    upstream = ScriptedUpstream(*script)
+    client = ask(upstream, "GET", "/health", health_timeout_s=1.5)
+    assert client.status == status
+    assert upstream.asked == [(f"/{SERVICE}/HealthCheck", b"", (), 1.5)]
+    assert upstream.calls[0].is_cancelled
+    if status == 503:
+        assert client.error["type"] == "ServiceUnavailableError"
+
+
+def test_lifespan_and_foreign_scopes():
+    async def main():
+        app = Client(ScriptedUpstream()).app
+        kinds = ["lifespan.startup", "lifespan.shutdown"]
+        sent = []
+
+        async def receive():
+            return {"type": kinds.pop(0)}
+
+        async def send(message):
+            sent.append(message["type"])
+
+        await app({"type": "lifespan"}, receive, send)
+        assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        with pytest.raises(ValueError, match="websocket"):
+            await app({"type": "websocket"}, receive, send)
+
+    asyncio.run(main())
+
+
+# Over real gRPC
+
+
+class ModelServer(grpc.GenericRpcHandler):
+    """`vllm.engine` in raw bytes. Generate with the stop string "forever" ends only when it is `cancelled`."""
+
+    def __init__(self, *, has_tokenizer=True):
+        self.has_tokenizer = has_tokenizer
+        self.cancelled = asyncio.Event()
+
+    def service(self, details):
+        name = details.method.rpartition("/")[2]
+        handler = getattr(self, name, None)
+        is_there = handler is not None and (name != "GetTokenizer" or self.has_tokenizer)
+        return grpc.unary_stream_rpc_method_handler(handler) if is_there else None
+
+    async def GetModelInfo(self, request, context):
+        yield ADAPTER.encode_model_info(MODEL).SerializeToString()
+
+    async def GetTokenizer(self, request, context):
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in (resources.files("gaie_codec") / "_builtin_tokenizer").iterdir():
+                if file.name.endswith((".json", ".jinja")):
+                    archive.writestr(file.name, file.read_bytes())
+        chunk = ADAPTER.snapshot.method(SERVICE, "GetTokenizer").response
+        data = data.getvalue()
+        half = len(data) // 2
+        yield chunk(data=data[:half]).SerializeToString()
+        yield chunk(data=data[half:], sha256=hashlib.sha256(data).hexdigest()).SerializeToString()
+
+    async def HealthCheck(self, request, context):
+        await context.abort(grpc.StatusCode.CANCELLED, "not by the client")
+        yield b""
+
+    async def Generate(self, request, context):
+        try:
+            for event in STREAM if ADAPTER.request_type.FromString(request).stream else WHOLE:
+                yield encode(event)
+            if b"forever" in request:
+                await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def Echo(self, request, context):
+        yield request
+        context.set_trailing_metadata((("x-trailer", "t"),))
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "100% f\u00fcll")
+
+
+@contextlib.asynccontextmanager
+async def model_server(**options):
+    handler = ModelServer(**options)
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+    server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield handler, f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+@contextlib.asynccontextmanager
+async def connected(target):
+    upstream = Upstream(target)
+    try:
+        yield upstream
+    finally:
+        await upstream.close()
+
+
+def test_upstream_moves_bytes_and_trailers():
+    large = bytes(5 * 1024 * 1024)
+
+    async def main():
+        async with model_server() as (_, target), connected(f"grpc://{target}") as upstream:
+            call = upstream.stream("/any/Echo", large)
+            assert await call.read() == large
+            assert await call.read() is None
+            assert await call.trailers() == [("x-trailer", "t"), ("grpc-status", "8"), ("grpc-message", "100%25 f%C3%BCll")]
+            call.cancel()
+            with pytest.raises(UpstreamStatusError, match="UNIMPLEMENTED"):
+                await upstream.unary("/any/Thing", b"", timeout_s=5)
+            # A server's CANCELLED is a status and must not look like the cancellation of our own task.
+            with pytest.raises(UpstreamStatusError, match="CANCELLED: not by the client"):
+                await check_health(upstream, ADAPTER, timeout_s=5)
+
+    asyncio.run(main())
+
+
+def test_questions():
+    async def main():
+        async with model_server() as (_, target), connected(target) as upstream:
+            assert await fetch_model_info(upstream, ADAPTER) == MODEL
+            files = await fetch_tokenizer(upstream, ADAPTER)
+            assert "tokenizer.json" in files
+        old = Transcoder("vllm.engine", snapshot="intree-0.14.0", tokenizer=TOKENIZER).adapter
+        with pytest.raises(UsageError, match="has no GetTokenizer"):
+            await fetch_tokenizer(ScriptedUpstream(), old)
+        with pytest.raises(MalformedMessageError, match="ended without a sha256"):
+            await fetch_tokenizer(ScriptedUpstream(), ADAPTER)
+        with pytest.raises(UpstreamStatusError, match="FAILED_PRECONDITION: no path"):
+            await fetch_tokenizer(ScriptedUpstream((Code.FAILED_PRECONDITION, "no path")), ADAPTER)
+        with pytest.raises(MalformedMessageError, match="without a message"):
+            await fetch_model_info(ScriptedUpstream(), ADAPTER)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("target", "parsed"),
+    [
+        ("grpc://model:50051", "model:50051"),
+        ("10.0.0.1:50051", "10.0.0.1:50051"),
+        ("grpc://[::1]:50051/", "[::1]:50051"),
+        ("http://model:50051", None),
+        ("grpcs://model:50051", None),
+        ("model", None),
+        ("grpc://model", None),
+        ("model:0", None),
+        ("model:99999", None),
+        ("::1:50051", None),
+        ("grpc://model:50051/path", None),
+        ("", None),
+    ],
+)
+def test_parse_target(target, parsed):
+    if parsed is not None:
+        assert parse_target(target) == parsed
+    else:
+        with pytest.raises(UsageError, match="upstream"):
+            parse_target(target)
+
+
+# The server
+
+
+def serve(target, **options):
+    return run_serve(upstream=target, dialect="vllm.engine", listen="127.0.0.1:0", **options)
+
+
+async def wait_until_ready(capsys):
+    out = ""
+    while "\n" not in out:
+        await asyncio.sleep(0.01)
+        out += capsys.readouterr().out
+    return int(re.fullmatch(r"ready http=127\.0\.0\.1:(\d+)\n", out)[1])
+
+
+async def http(port, body):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body))
+    return reader, writer
+
+
+def test_serve_until_sigterm(capsys):
+    async def main():
+        async with model_server() as (handler, target), asyncio.timeout(30):
+            server = asyncio.create_task(serve(target))
+            port = await wait_until_ready(capsys)
+
+            reader, writer = await http(port, chat(stream=True, stop=["forever"]))
+            assert b"200 OK" in await reader.readline()
+            writer.close()
+            await writer.wait_closed()
+            await handler.cancelled.wait()
+
+            reader, writer = await http(port, chat(stream=True))
+            await reader.readuntil(b"[DONE]")
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert b"0\r\n\r\n" in await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            await server
+
+    asyncio.run(main())
+
+
+def test_serve_says_in_one_line_what_is_in_the_way():
+    async def main():
+        with pytest.raises(UsageError, match=r"no answer in 0\.2 s: UNAVAILABLE"):
+            await serve("127.0.0.1:1", connect_timeout_s=0.2)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            listen = f"127.0.0.1:{taken.getsockname()[1]}"
+            with pytest.raises(UsageError, match="Address already in use"):
+                await run_serve(upstream="x:1", dialect="vllm.engine", listen=listen)
+        with pytest.raises(UsageError, match="not of the form HOST:PORT"):
+            await run_serve(upstream="x:1", dialect="vllm.engine", listen="8000")
+        async with model_server(has_tokenizer=False) as (_, target):
+            with pytest.raises(UsageError, match=r"no tokenizer from the model server: UNIMPLEMENTED.*; name another source"):
+                await serve(target)
+
+    asyncio.run(main())
