@@ -136,7 +136,7 @@ class Transcoder:
         fields = as_mapping(headers)
         content_type = fields.get("content-type", "application/json").partition(";")[0].strip().lower()
         if content_type != "application/json":
-            raise MalformedRequestError("Unsupported Media Type: Only 'application/json' is allowed")
+            raise MalformedRequestError("Unsupported Media Type: Only 'application/json' is allowed", param="content-type")
         decoded = chat.decode_request(
             body, request_id=request_id, fixed_id=fields.get("x-request-id"), tokenizer=self.tokenizer, model=self.model
         )

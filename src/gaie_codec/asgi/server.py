@@ -50,12 +50,14 @@ async def run_serve(
     chat_template: str | None = None,
     listen: str = "127.0.0.1:8000",
     unsupported: Literal["reject", "drop"] = "reject",
+    stop_holdback: Literal["prefix", "window"] = "prefix",
+    enable_prompt_tokens_details: bool = False,
     limits: Limits | None = None,
     request_timeout_s: float | None = 600.0,
     connect_timeout_s: float = 30.0,
     shutdown_timeout_s: int = 30,
     access_log: bool = False,
-    log_level: str = "info",
+    log_level: str = "warning",
 ) -> None:
     """Serve until SIGTERM or SIGINT. Prints `ready http=HOST:PORT` to stdout once it accepts; port 0 takes a free one.
 
@@ -72,7 +74,14 @@ async def run_serve(
             # The server knows what it was started with; the model's own limit is what remains when it does not say.
             model = msgspec.structs.replace(model, max_model_len=model.max_model_len or chosen.max_model_len or 0)
             transcoder = Transcoder(
-                dialect, snapshot=adapter.snapshot.name, tokenizer=chosen, model=model, limits=limits, unsupported=unsupported
+                dialect,
+                snapshot=adapter.snapshot.name,
+                tokenizer=chosen,
+                model=model,
+                limits=limits,
+                unsupported=unsupported,
+                stop_holdback=stop_holdback,
+                prompt_tokens_details=enable_prompt_tokens_details,
             )
             config = uvicorn.Config(
                 create_app(connection, transcoder, request_timeout_s=request_timeout_s),

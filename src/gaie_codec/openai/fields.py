@@ -24,9 +24,11 @@ def decode_json_object(body: bytes) -> dict[str, Any]:
     try:
         value = _decode_json(body)
     except RecursionError:
-        raise MalformedRequestError("There was an error parsing the body: nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MalformedRequestError(f"There was an error parsing the body: {_reason(error)}") from None
+        raise _json_error("nested too deeply") from None
+    except msgspec.DecodeError as error:
+        raise _json_error(str(error)) from None  # a byte offset, and no more of the body than one character
+    except ValueError:
+        raise _json_error("not valid text, or a number of too many digits") from None
     if not isinstance(value, dict):
         raise type_error("", "model_attributes_type", "Input should be a valid dictionary or object to extract fields from")
     return value
@@ -35,6 +37,9 @@ def decode_json_object(body: bytes) -> dict[str, Any]:
 def _decode_json(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
+    except msgspec.ValidationError:
+        # A number beyond a double. Python's json makes it infinite, and then the field's own range check names the field.
+        return json.loads(body)
     except msgspec.DecodeError:
         encoding = json.detect_encoding(body)
         if encoding == "utf-8":
@@ -42,9 +47,10 @@ def _decode_json(body: bytes) -> Any:
         return msgspec.json.decode(body.decode(encoding))
 
 
-def _reason(error: Exception) -> str:
-    # msgspec's texts give a byte offset and at most one character; a codec's text quotes bytes, so it is not used.
-    return str(error) if isinstance(error, msgspec.DecodeError) else "not valid text"
+def _json_error(reason: str) -> MalformedRequestError:
+    error = MalformedRequestError(f"There was an error parsing the body: {reason}", param="body")
+    error.error_type = "Bad Request"
+    return error
 
 
 def type_error(loc: str, kind: str, message: str) -> MalformedRequestError:

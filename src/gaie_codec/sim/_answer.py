@@ -42,9 +42,7 @@ class Answer:
         self._stream = request.stream
         self._prompt_tokens = len(prompt_token_ids)
         self._empty_chunks = script.empty_chunks if request.stream else 0
-        self._choices = [
-            _Choice(index, request, prompt, prompt_token_ids, script, tokenizer, model) for index in range(request.sampling.n)
-        ]
+        self._choices = [_Choice(index, request, prompt, prompt_token_ids, script, tokenizer, model) for index in range(request.sampling.n)]
         self._is_first = True
 
     @property

@@ -67,9 +67,7 @@ class SimServer:
         if isinstance(tokenizer, str):
             source, tokenizer = tokenizer, load_tokenizer(tokenizer)
             self._tokenizer_files = read_files(source)
-        self._engine = Engine(
-            tokenizer, model if model is not None else ModelInfo(), script if script is not None else Script()
-        )
+        self._engine = Engine(tokenizer, model if model is not None else ModelInfo(), script if script is not None else Script())
         self._server: Any = None
         self._health: Any = None
 

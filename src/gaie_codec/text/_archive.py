@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from typing import Final
 
-from gaie_codec._errors import MalformedMessageError
+from .._errors import MalformedMessageError
 
 MEBIBYTE: Final = 1024 * 1024
 _END_RECORD: Final = b"PK\x05\x06"

@@ -20,7 +20,7 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from gaie_codec._errors import MalformedRequestError
+from .._errors import MalformedRequestError
 
 # transformers' own tag, in place of the end of the final message. The space shows whether the template strips its content.
 _CUT_TAG: Final = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -36,6 +36,8 @@ class ChatTemplate:
         self._variables = dict(variables)
         self._template: jinja2.Template | None = None
         self.accepts_content_parts = False
+        # OpenAI's newer name for system. Most templates have never heard of it and would leave the message out without a word.
+        self._knows_developer = "developer" in source
         environment = _environment(strftime_now)
         try:
             syntax = environment.parse(source)
@@ -58,6 +60,10 @@ class ChatTemplate:
         if self._template is None:
             raise MalformedRequestError("The model's chat template does not compile")
         chat = [_with_reasoning_names(message) for message in messages]
+        if not self._knows_developer:
+            for message in chat:
+                if message.get("role") == "developer":
+                    message["role"] = "system"
         final_text = _tag_final_message(chat) if continue_final_message else None
         variables = {
             **self._variables,

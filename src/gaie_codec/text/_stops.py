@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
-from gaie_codec._errors import UsageError
+from .._errors import UsageError
 
 
 class StopMatcher:

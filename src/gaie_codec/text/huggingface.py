@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Self
 
-from gaie_codec._errors import MalformedMessageError, MalformedRequestError
-from gaie_codec.text import NO_TEMPLATE_KWARGS, Detokenizer
+from .._errors import MalformedMessageError, MalformedRequestError
+from . import NO_TEMPLATE_KWARGS, Detokenizer
 
 try:
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
