@@ -34,26 +34,33 @@ def load_tokenizer(
     `chat_template` is the text of one to use instead of the model's. `revision` and `local_files_only` (only what was downloaded
     before) are for the hub, which needs the package huggingface_hub. Raises UsageError, naming the source and the file.
     """
+    files = read_files(source, revision=revision, local_files_only=local_files_only)
+    try:
+        return HuggingFaceTokenizer.from_files(files, chat_template=chat_template, strftime_now=_strftime_now)
+    except MalformedMessageError as error:
+        raise UsageError(f"tokenizer {source}: {error}") from error
+
+
+def read_files(source: str, *, revision: str | None = None, local_files_only: bool = False) -> dict[str, bytes]:
+    """The files of a source, by base name, as they are. Raises UsageError, naming the source and the file."""
+    directory = _locate(source, revision=revision, local_files_only=local_files_only)
+    try:
+        return {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+    except OSError as error:
+        raise UsageError(f"tokenizer {source}: cannot read {error.filename}: {error.strerror}") from error
+
+
+def _locate(source: str, *, revision: str | None, local_files_only: bool) -> Traversable:
     if source == "builtin":
-        return _read(source, resources.files(__package__) / "_builtin_tokenizer", chat_template)
+        return resources.files(__package__) / "_builtin_tokenizer"
     directory = Path(source)
     if directory.is_dir():
-        return _read(source, directory, chat_template)
+        return directory
     if directory.exists():
         raise UsageError(f"tokenizer {source}: a file; give the directory that it is in")
     if source.startswith((".", "~", "/")) or source.count("/") > 1:
         raise UsageError(f"tokenizer {source}: no such directory")
-    return _read(source, _download(source, revision=revision, local_files_only=local_files_only), chat_template)
-
-
-def _read(source: str, directory: Traversable, chat_template: str | None) -> HuggingFaceTokenizer:
-    try:
-        files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
-        return HuggingFaceTokenizer.from_files(files, chat_template=chat_template, strftime_now=_strftime_now)
-    except OSError as error:
-        raise UsageError(f"tokenizer {source}: cannot read {error.filename}: {error.strerror}") from error
-    except MalformedMessageError as error:
-        raise UsageError(f"tokenizer {source}: {error}") from error
+    return _download(source, revision=revision, local_files_only=local_files_only)
 
 
 def _download(source: str, *, revision: str | None, local_files_only: bool) -> Path:

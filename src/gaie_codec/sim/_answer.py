@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Final, TypeAlias
 
-from gaie_codec import FinishEvent, InferenceRequest, ModelInfo, TokenLogprob, TokensEvent
-from gaie_codec.text import StopMatcher, Tokenizer
-
+from .. import FinishEvent, InferenceRequest, ModelInfo, TokenLogprob, TokensEvent
+from ..text import StopMatcher, Tokenizer
 from ._script import Script
 
 Event: TypeAlias = TokensEvent | FinishEvent

@@ -9,9 +9,8 @@ from typing import Final
 
 import msgspec
 
-from gaie_codec import Code, CodecError, InferenceRequest, MalformedRequestError, ModelInfo
-from gaie_codec.text import Tokenizer
-
+from .. import Code, CodecError, InferenceRequest, MalformedRequestError, ModelInfo
+from ..text import Tokenizer
 from ._answer import Answer, Event
 from ._script import Script, take_script
 

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
-from gaie_codec import Code, MalformedRequestError
+from .. import Code, MalformedRequestError
 
 _OPENING: Final = "[[sim {"
 _CLOSING: Final = re.compile(r"\s*\]\]")

@@ -11,15 +11,13 @@ from typing import Any, Final
 
 from google.protobuf.descriptor_pool import DescriptorPool
 
-from gaie_codec import CodecError, InferenceRequest, ModelInfo, UsageError, adapters, snapshots
-from gaie_codec.adapters.base import Adapter
-from gaie_codec.text import Tokenizer
-from gaie_codec.tokenizer_sources import load_tokenizer
-
+from .. import CodecError, InferenceRequest, ModelInfo, UsageError, adapters, snapshots
+from ..adapters.base import Adapter
+from ..text import Tokenizer
+from ..tokenizer_sources import load_tokenizer, read_files
 from . import _vllm_engine
 from ._engine import Engine
 from ._script import Script
-from ._tokenizer_files import read_files
 
 try:
     import grpc

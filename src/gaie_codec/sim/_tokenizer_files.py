@@ -6,20 +6,9 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Iterator, Mapping
-from importlib import resources
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Final
 
-from gaie_codec.tokenizer_sources import FILES
-
 CHUNK_BYTES: Final = 64 * 1024
-
-
-def read_files(source: str) -> dict[str, bytes]:
-    """The files behind a source that `load_tokenizer` takes; none for a model of the hub, since the servicer serves a directory only."""
-    directory: Traversable = resources.files("gaie_codec") / "_builtin_tokenizer" if source == "builtin" else Path(source)
-    return {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
 
 
 def encode_archive(files: Mapping[str, bytes]) -> bytes:

@@ -9,9 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from gaie_codec import Code
-from gaie_codec.adapters.base import Adapter
-
+from .. import Code
+from ..adapters.base import Adapter
 from ._answer import Event
 from ._engine import Engine, StatusError
 from ._tokenizer_files import chunks, encode_archive

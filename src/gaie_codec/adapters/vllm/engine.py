@@ -27,7 +27,7 @@ _CARRIED = frozenset(
     (
         "request_id model prompt_token_ids prompt_text stream temperature top_p top_k min_p frequency_penalty presence_penalty"
         " repetition_penalty max_tokens min_tokens stop stop_token_ids skip_special_tokens spaces_between_special_tokens ignore_eos n"
-        " logprobs prompt_logprobs seed include_stop_str_in_output logit_bias"
+        " logprobs seed include_stop_str_in_output logit_bias"
     ).split()
 ) | {f"constraint.{kind}" for kind in _CONSTRAINTS}
 
@@ -47,7 +47,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
     carries = set(_CARRIED)
     # Without an index in the response several choices cannot be told apart, so asking for them would be a lie.
     carries -= set() if has_index else {"n"}
-    carries -= set() if has_logprobs else {"logprobs", "prompt_logprobs"}
+    carries -= set() if has_logprobs else {"logprobs"}
     carries |= {"kv_transfer_params"} if has_kv_transfer else set()
     carries |= {"data_parallel_rank"} if has_dp_rank else set()
 
