@@ -45,9 +45,7 @@ def transcode(case: dict[str, Any], stop_holdback: Any = "window", *, stream: bo
     outputs = [
         *response.receive_headers([("content-type", "application/grpc")]),
         *response.receive_data(b"".join(encode_frame(base64.b64decode(message)) for message in grpc["responses_b64"])),
-        *response.receive_trailers(
-            [("grpc-status", str(int(Code[grpc["status"]["code"]]))), ("grpc-message", grpc["status"]["details"])]
-        ),
+        *response.receive_trailers([("grpc-status", str(int(Code[grpc["status"]["code"]]))), ("grpc-message", grpc["status"]["details"])]),
     ]
     head, *chunks, end = outputs
     assert isinstance(head, ResponseHead)
@@ -68,7 +66,9 @@ def normalize(value: Any) -> Any:
 def events(body: str) -> list[Any]:
     """The events of a stream, normalized, without chunks that carry nothing."""
     assert body.endswith("\n\n")
-    decoded = [event if event == "data: [DONE]" else normalize(json.loads(event.removeprefix("data: "))) for event in body.split("\n\n")[:-1]]
+    decoded = [
+        event if event == "data: [DONE]" else normalize(json.loads(event.removeprefix("data: "))) for event in body.split("\n\n")[:-1]
+    ]
     nothing = {"index", "delta"}
     return [
         event

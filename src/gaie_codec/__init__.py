@@ -24,7 +24,7 @@ from ._events import Constraint, FinishEvent, InferenceRequest, ModelInfo, Sampl
 from ._framing import FrameDecoder, encode_frame
 from ._sse import ServerSentEvent, SSEDecoder
 from ._state import State
-from ._transcoder import BodyChunk, Call, EndOfBody, Limits, Response, ResponseHead, Transcoder, encode_error_response
+from ._transcoder import BodyChunk, Call, EndOfBody, Limits, Response, ResponseHead, Transcoder, encode_error_response, encode_json_response
 
 __version__ = "0.1.0"
 
@@ -65,4 +65,5 @@ __all__ = [
     "UsageError",
     "encode_error_response",
     "encode_frame",
+    "encode_json_response",
 ]

@@ -132,12 +132,13 @@ class UnsupportedFieldError(RequestError):
 
 
 class UnsupportedEndpointError(RequestError):
-    """No such path (404), or not with this method (405)."""
+    """No such path (404), or not with this method (405); `allow` lists the methods that there are."""
 
     code = Code.UNIMPLEMENTED
 
-    def __init__(self, message: str, *, http_status: int = 404) -> None:
+    def __init__(self, message: str, *, http_status: int = 404, allow: str = "") -> None:
         super().__init__(message)
+        self.allow = allow
         self.http_status = http_status
         self.error_type = "NotFoundError" if http_status == 404 else "MethodNotAllowedError"
 

@@ -124,10 +124,15 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     default_sampling_params: dict[str, Any] = {}
     is_generation: bool = True
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may call the model, the main name first; its path where it has no served name."""
+        name = self.served_model_name or self.model_path
+        return (name, *self.aliases) if name else ()
+
     def serves(self, model: str) -> bool:
         """Whether `model` names this model. Where nothing is known, or the client named none, it does."""
-        names = (self.served_model_name, *self.aliases) if self.served_model_name else ()
-        return not model or not names or model in names
+        return not model or not self.names or model in self.names
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,6 +24,11 @@ def as_mapping(headers: Headers | Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in pairs}
 
 
+def is_metadata_value(value: str) -> bool:
+    """Whether gRPC can carry it: printable ASCII, and not empty."""
+    return value.isascii() and value.isprintable() and value != ""
+
+
 def decode_grpc_message(value: str) -> str:
     """A percent-encoded `grpc-message`. Never fails: what is not percent-encoded, or not UTF-8, stays readable."""
     raw = value.encode("utf-8", "surrogateescape")

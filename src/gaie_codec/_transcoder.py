@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from . import adapters, snapshots
 from ._choices import Choice
 from ._errors import (
+    Code,
     CodecError,
     MalformedMessageError,
     MalformedRequestError,
@@ -32,7 +33,7 @@ from ._errors import (
 )
 from ._events import Event, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokensEvent, Usage
 from ._framing import DEFAULT_MAX_MESSAGE_BYTES, FrameDecoder, encode_frame
-from ._metadata import FORWARDED, Headers, as_mapping, check_headers, decode_status
+from ._metadata import FORWARDED, Headers, as_mapping, check_headers, decode_status, is_metadata_value
 from ._state import Input, State, next_state
 from .openai import chat
 from .openai.chat_response import ResponseMeta, StreamEncoder, UnaryEncoder
@@ -76,12 +77,14 @@ Output: TypeAlias = ResponseHead | BodyChunk | EndOfBody
 
 def encode_error_response(error: CodecError) -> tuple[Output, ...]:
     """A whole HTTP answer that reports `error` in OpenAI's form, such as one that `Transcoder.request` raised."""
-    return _whole(error.http_status, encode_error(error))
+    extra = (("allow", error.allow),) if isinstance(error, UnsupportedEndpointError) and error.allow else ()
+    return encode_json_response(encode_error(error), status=error.http_status, headers=extra)
 
 
-def _whole(status: int, body: bytes) -> tuple[Output, ...]:
-    headers = (("content-type", "application/json"), ("content-length", str(len(body))))
-    return ResponseHead(status, headers), BodyChunk(body), EndOfBody()
+def encode_json_response(body: bytes, *, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> tuple[Output, ...]:
+    """A whole HTTP answer with a JSON body."""
+    head = (("content-type", "application/json"), ("content-length", str(len(body))), *headers)
+    return ResponseHead(status, head), BodyChunk(body), EndOfBody()
 
 
 class Transcoder:
@@ -130,7 +133,7 @@ class Transcoder:
         if route != chat.PATH:
             raise UnsupportedEndpointError(f"no such endpoint; this gateway serves {chat.PATH}")
         if method != "POST":
-            raise UnsupportedEndpointError(f"{chat.PATH} takes POST", http_status=405)
+            raise UnsupportedEndpointError(f"{chat.PATH} takes POST", http_status=405, allow="POST")
         if len(body) > self.limits.max_request_bytes:
             raise RequestTooLargeError(f"the body of {len(body)} bytes is over the limit of {self.limits.max_request_bytes}")
         fields = as_mapping(headers)
@@ -146,7 +149,8 @@ class Transcoder:
         except (ValueError, TypeError, EncodeError):
             # The ranges were checked: what protobuf still refuses is text that is not Unicode.
             raise MalformedRequestError("the request holds text that is not valid Unicode") from None
-        metadata = tuple((name, fields[name]) for name in FORWARDED if name in fields)
+        # A value that gRPC metadata cannot hold would fail the call; trace context is not worth that.
+        metadata = tuple((name, fields[name]) for name in FORWARDED if is_metadata_value(fields.get(name, "")))
         return Call(self, inference, decoded.options, message, metadata, dropped + decoded.ignored)
 
     def _fit(self, request: InferenceRequest) -> tuple[InferenceRequest, tuple[str, ...]]:
@@ -369,14 +373,20 @@ class Response:
         """The trailers, which end the response."""
         self._check_open()
         self._eof = True
-        return self._end(as_mapping(trailers))
+        return self._close(decode_status(as_mapping(trailers)))
+
+    def receive_status(self, code: Code, detail: str = "") -> Sequence[Output]:
+        """The end of the response, for hosts whose gRPC library decoded the trailers."""
+        self._check_open()
+        self._eof = True
+        return self._close(None if code is Code.OK else UpstreamStatusError(code, detail))
 
     def receive_eof(self) -> Sequence[Output]:
         """The connection or stream ended without trailers."""
         self._check_open()
         self._eof = True
         if self._status_in_headers is not None:
-            return self._end(self._status_in_headers)
+            return self._close(decode_status(self._status_in_headers))
         if self.ended:
             return ()
         return self._fail(self._cut_short() or TruncatedResponseError("the response ended without a grpc-status"), [])
@@ -459,12 +469,10 @@ class Response:
         self.state = state
         return ()
 
-    def _end(self, trailers: dict[str, str]) -> Sequence[Output]:
+    def _close(self, status: UpstreamStatusError | None) -> Sequence[Output]:
         if self.ended:
             return ()
-        fault: CodecError | None = decode_status(trailers)
-        if fault is None:
-            fault = self._cut_short()
+        fault = status if status is not None else self._cut_short()
         if fault is not None:
             return self._fail(fault, [])
         self.state = next_state(self.state, Input.STATUS_OK)
@@ -488,7 +496,7 @@ class Response:
             if not last:
                 return ()
             self.ended = True
-            return _whole(200, data)
+            return encode_json_response(data)
         outputs: list[Output] = []
         if not self._head_sent:
             self._head_sent = True

@@ -36,7 +36,7 @@ def load_tokenizer(
     """
     files = read_files(source, revision=revision, local_files_only=local_files_only)
     try:
-        return HuggingFaceTokenizer.from_files(files, chat_template=chat_template, strftime_now=_strftime_now)
+        return HuggingFaceTokenizer.from_files(files, chat_template=chat_template, strftime_now=strftime_now)
     except MalformedMessageError as error:
         raise UsageError(f"tokenizer {source}: {error}") from error
 
@@ -78,5 +78,6 @@ def _download(source: str, *, revision: str | None, local_files_only: bool) -> P
         ) from error
 
 
-def _strftime_now(pattern: str) -> str:
+def strftime_now(pattern: str) -> str:
+    """The clock that chat templates may ask for the date: local time."""
     return datetime.now().strftime(pattern)

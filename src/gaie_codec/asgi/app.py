@@ -25,6 +25,7 @@ from .. import (
     UnsupportedEndpointError,
     UpstreamStatusError,
     encode_error_response,
+    encode_json_response,
 )
 from ..openai import models
 from .questions import check_health
@@ -72,7 +73,6 @@ class _Reply:
         self._is_head = is_head
         self.request_id = request_id
         self.dropped: tuple[str, ...] = ()
-        self.allow = b""
         self.has_started = False
 
     async def send(self, outputs: Iterable[ResponseHead | BodyChunk | EndOfBody]) -> None:
@@ -96,8 +96,6 @@ class _Reply:
         headers.append((_REQUEST_ID_HEADER, request_id.encode()))
         if self.dropped:
             headers.append((DROPPED_HEADER, _encode_dropped(self.dropped)))
-        if head.status == 405:
-            headers.append((b"allow", self.allow))
         return headers
 
 
@@ -108,8 +106,7 @@ class _App:
         self._request_timeout_s = request_timeout_s
         self._health_timeout_s = health_timeout_s
         model = transcoder.model
-        names = (model.served_model_name or model.model_path, *model.aliases)
-        self._models = models.encode_models(filter(None, names), created=int(time.time()), max_model_len=model.max_model_len)
+        self._models = models.encode_models(model.names, created=int(time.time()), max_model_len=model.max_model_len)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -134,14 +131,13 @@ class _App:
             await _last_words(reply, CodecError("Internal server error"))
 
     async def _answer(self, method: str, path: str, headers: dict[str, str], receive: Receive, reply: _Reply) -> None:
-        reply.allow = b"GET, HEAD" if path in (HEALTH_PATH, models.PATH) else b"POST"
         if path in (HEALTH_PATH, models.PATH) and method not in ("GET", "HEAD"):
-            raise UnsupportedEndpointError(f"{path} takes GET", http_status=405)
+            raise UnsupportedEndpointError(f"{path} takes GET", http_status=405, allow="GET, HEAD")
         if path == models.PATH:
-            await reply.send(_whole(self._models, "application/json"))
+            await reply.send(encode_json_response(self._models))
         elif path == HEALTH_PATH:
             await self._check_health()
-            await reply.send(_whole(b"", "text/plain"))
+            await reply.send((ResponseHead(200, (("content-length", "0"),)), EndOfBody()))
         else:
             # Only a POST can have an endpoint; for all else the transcoder knows the error without the body.
             body = await self._read_body(headers, receive) if method == "POST" else b""
@@ -196,7 +192,7 @@ class _App:
             while not response.ended and (message := await upstream.read()) is not None:
                 await reply.send(response.receive_message(message))
             if not response.ended:
-                await reply.send(response.receive_trailers(await upstream.trailers()))
+                await reply.send(response.receive_status(*await upstream.status()))
         finally:
             upstream.cancel()
             if response.error is not None:
@@ -229,11 +225,6 @@ async def _run_lifespan(receive: Receive, send: Send) -> None:
         await send({"type": f"{kind}.complete"})
         if kind == "lifespan.shutdown":
             return
-
-
-def _whole(body: bytes, content_type: str) -> tuple[ResponseHead, BodyChunk, EndOfBody]:
-    headers = (("content-type", content_type), ("content-length", str(len(body))))
-    return ResponseHead(200, headers), BodyChunk(body), EndOfBody()
 
 
 def _encode_dropped(names: tuple[str, ...]) -> bytes:

@@ -15,14 +15,13 @@ import socket
 import sys
 import time
 from collections.abc import Generator
-from datetime import datetime
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from .. import Code, CodecError, Limits, ModelInfo, Transcoder, UpstreamStatusError, UsageError, adapters, snapshots
 from ..text.huggingface import HuggingFaceTokenizer
-from ..tokenizer_sources import load_tokenizer
+from ..tokenizer_sources import load_tokenizer, strftime_now
 from .app import create_app
 from .questions import fetch_model_info, fetch_tokenizer
 from .upstream import Upstream
@@ -166,10 +165,6 @@ async def _load_tokenizer(upstream: Upstream, adapter: Adapter, source: str, cha
         return load_tokenizer(source, chat_template=chat_template)
     try:
         files = await fetch_tokenizer(upstream, adapter)
-        return HuggingFaceTokenizer.from_files(files, chat_template=chat_template, strftime_now=_strftime_now)
+        return HuggingFaceTokenizer.from_files(files, chat_template=chat_template, strftime_now=strftime_now)
     except (CodecError, UsageError) as error:
         raise UsageError(f"upstream {upstream.target}: no tokenizer from the model server: {error}; name another source") from error
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from .. import Code, MalformedMessageError, UpstreamStatusError, UsageError, __version__
-from .._metadata import encode_grpc_message
 
 try:
     import grpc
@@ -55,7 +54,7 @@ class UpstreamCall:
         self._call = call
 
     async def read(self) -> bytes | None:
-        """The next message; None when there are no more, and `trailers` tell why."""
+        """The next message; None when there are no more, and `status` tells why."""
         try:
             message = await self._call.read()
         except grpc.aio.AioRpcError:
@@ -66,12 +65,6 @@ class UpstreamCall:
         """How the call ended, and the server's words for it."""
         code = await self._call.code()
         return Code(code.value[0]), await self._call.details() or ""
-
-    async def trailers(self) -> list[tuple[str, str]]:
-        """What the server sent after the last message, with grpc-status and grpc-message as they are on the wire."""
-        code, details = await self.status()
-        sent = [(name, value) for name, value in await self._call.trailing_metadata() if isinstance(value, str)]
-        return [*sent, ("grpc-status", str(int(code))), ("grpc-message", encode_grpc_message(details))]
 
     def cancel(self) -> None:
         """Tell the server to stop."""

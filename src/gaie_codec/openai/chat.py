@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PATH: Final = "/v1/chat/completions"
 ID_PREFIX: Final = "chatcmpl-"
 MAX_CACHE_SALT: Final = 128
+MAX_REQUEST_ID: Final = 1024  # characters; the id is repeated in every chunk
 
 _READ: Final = sampling.FIELDS | frozenset(
     (
@@ -117,9 +118,12 @@ def decode_request(body: bytes, *, request_id: str, tokenizer: Tokenizer, model:
     )
     include_usage, continuous_usage = _decode_stream_options(fields, stream)
     kv_transfer_params = object_field(fields, "kv_transfer_params")
+    own_id = fixed_id or str_field(fields, "request_id")
+    if len(own_id) > MAX_REQUEST_ID:
+        raise range_error("request_id", f"a request id must be at most {MAX_REQUEST_ID} characters, got {len(own_id)}.")
     inference = InferenceRequest(
-        request_id=ID_PREFIX + (fixed_id or str_field(fields, "request_id") or request_id),
-        model=name or model.served_model_name,
+        request_id=ID_PREFIX + (own_id or request_id),
+        model=name or next(iter(model.names), ""),
         prompt_token_ids=prompt_token_ids,
         sampling=params,
         stream=stream,
