@@ -14,6 +14,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from itertools import zip_longest
+from pathlib import Path
 
 import openai
 from google.protobuf import text_format
@@ -22,6 +23,7 @@ from gaie_codec import Transcoder
 from gaie_codec.tokenizer_sources import load_tokenizer
 
 WIDTH = 58
+SCRIPT = Path(__file__).parent / "demo_script.json"
 QUESTION = [
     {"role": "system", "content": "Answer briefly."},
     {"role": "user", "content": "What does a gateway do? 🌍"},
@@ -58,7 +60,8 @@ def side_by_side(left_title: str, left: str, right_title: str, right: str) -> No
 
 def main() -> None:
     """Run the demo."""
-    with program("sim", "--dialect", "vllm.engine", "--listen", "127.0.0.1:0", "--model", "demo-model") as grpc:
+    simulated = ("sim", "--dialect", "vllm.engine", "--listen", "127.0.0.1:0", "--model", "demo-model", "--script", str(SCRIPT))
+    with program(*simulated) as grpc:
         print(f"gaie-codec sim    speaks vllm.engine over gRPC at {grpc}")
         arguments = ("serve", "--upstream", f"grpc://{grpc}", "--dialect", "vllm.engine", "--listen", "127.0.0.1:0")
         with program(*arguments) as http:

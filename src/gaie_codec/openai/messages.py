@@ -22,7 +22,7 @@ def decode_messages(value: Any, *, accepts_content_parts: bool) -> list[dict[str
     if not isinstance(value, list):
         raise type_error("messages", "list_type", "Input should be a valid list")
     if not value:
-        raise MalformedRequestError("Cannot apply chat template to an empty conversation. Provide at least one message.")
+        raise MalformedRequestError("Cannot apply chat template to an empty conversation. Provide at least one message.", param="messages")
     return [_decode_message(message, f"messages.{place}", accepts_content_parts) for place, message in enumerate(value)]
 
 

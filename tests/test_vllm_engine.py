@@ -1,0 +1,473 @@
+"""`vllm.engine`: what goes out comes back, nothing of the wire is overlooked, and the published stubs read it the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.json_format import MessageToDict
+from hypothesis import given
+from hypothesis import strategies as st
+from smg_grpc_proto.generated import vllm_engine_pb2
+
+from gaie_codec import (
+    Constraint,
+    FinishEvent,
+    InferenceRequest,
+    MalformedMessageError,
+    ModelInfo,
+    SamplingParams,
+    TokenLogprob,
+    TokensEvent,
+    adapters,
+    snapshots,
+)
+
+ADAPTERS = {name: adapters.get(snapshots.load("vllm.engine", name)) for name in snapshots.SNAPSHOTS["vllm.engine"]}
+OLD, NEW = ADAPTERS["intree-0.14.0"], ADAPTERS["smg-0.4.28"]
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+UINT32 = st.integers(0, 2**32 - 1)
+INT32 = st.integers(-(2**31), 2**31 - 1)
+FLOAT32 = st.floats(width=32, allow_nan=False)
+NOT_ZERO = FLOAT32.filter(bool)  # these fields have no presence: the servicer reads 0 as the default
+JSON = st.sampled_from(["", "{}", '{"a":[1,null]}'])
+
+
+def constraints():
+    texts = st.builds(Constraint, kind=st.sampled_from(["json_schema", "regex", "grammar", "structural_tag"]), value=TEXT)
+    choices = st.builds(Constraint, kind=st.just("choice"), value=st.lists(TEXT, min_size=1, max_size=3).map(tuple))
+    return texts | choices | st.just(Constraint(kind="json_object"))
+
+
+def sampling_of(adapter):
+    fields = {
+        "temperature": st.none() | FLOAT32,
+        "top_p": NOT_ZERO,
+        "top_k": UINT32,
+        "min_p": FLOAT32,
+        "frequency_penalty": FLOAT32,
+        "presence_penalty": FLOAT32,
+        "repetition_penalty": NOT_ZERO,
+        "max_tokens": st.none() | UINT32,
+        "min_tokens": UINT32,
+        "stop": st.lists(TEXT, max_size=3).map(tuple),
+        "stop_token_ids": st.lists(UINT32, max_size=3).map(tuple),
+        "skip_special_tokens": st.booleans(),
+        "spaces_between_special_tokens": st.booleans(),
+        "ignore_eos": st.booleans(),
+        "n": st.integers(1, 2**32 - 1),
+        "logprobs": st.none() | INT32,
+        "seed": st.none() | INT32,
+        "include_stop_str_in_output": st.booleans(),
+        "logit_bias": st.dictionaries(INT32, FLOAT32, max_size=3),
+        "constraint": st.none() | constraints(),
+    }
+    return st.fixed_dictionaries({}, optional={name: value for name, value in fields.items() if carries(adapter, name)})
+
+
+def carries(adapter, name):
+    return any(carried.split(".")[0] == name for carried in adapter.carries)
+
+
+@st.composite
+def requests(draw, adapter):
+    fields = {"request_id": TEXT, "stream": st.booleans(), "data_parallel_rank": st.none() | INT32, "kv_transfer_params": JSON}
+    prompt = draw(st.fixed_dictionaries({"prompt_token_ids": st.lists(UINT32, max_size=5)}) | st.fixed_dictionaries({"prompt_text": TEXT}))
+    rest = {name: draw(value) for name, value in fields.items() if carries(adapter, name)}
+    return InferenceRequest(**prompt, **rest, sampling=SamplingParams(**draw(sampling_of(adapter))))
+
+
+@st.composite
+def events(draw, adapter):
+    is_new = adapter is NEW
+    top = st.lists(st.tuples(UINT32, FLOAT32), max_size=2).map(tuple)
+    entries = st.builds(TokenLogprob, token_id=UINT32, logprob=FLOAT32, top=top)
+    fields = {
+        "index": draw(UINT32) if is_new else 0,
+        "token_ids": draw(st.lists(UINT32, max_size=4)),
+        "logprobs": tuple(draw(st.lists(entries, max_size=3))) if is_new else (),
+        "prompt_tokens": draw(UINT32),
+        "completion_tokens": draw(UINT32),
+        "cached_tokens": draw(UINT32),
+    }
+    if draw(st.booleans()):
+        return TokensEvent(**fields)
+    return FinishEvent(
+        **fields,
+        finish_reason=draw(TEXT.filter(bool)),
+        matched_stop=draw(st.none() | TEXT | UINT32) if is_new else None,
+        kv_transfer_params=draw(JSON) if is_new else "",
+    )
+
+
+# Law 2: what goes out comes back
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+@given(data=st.data())
+def test_requests_come_back(adapter, data):
+    request = data.draw(requests(adapter))
+    before = msgspec.json.encode(request)
+    message = adapter.encode_request(request)
+    assert adapter.decode_request(adapter.request_type.FromString(message.SerializeToString())) == request
+    assert msgspec.json.encode(request) == before, "encoding changed its input"
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+@given(data=st.data())
+def test_events_come_back(adapter, data):
+    event = data.draw(events(adapter))
+    message = adapter.response_type.FromString(adapter.encode_response(event).SerializeToString())
+    assert adapter.decode_response(message) == event
+    tokens = event.token_ids if isinstance(event, TokensEvent) else []
+    assert adapter.decode_tokens(message)[1] == tokens
+    if tokens:
+        assert adapter.decode_tokens(message)[0] == event.index
+
+
+def test_doubles_are_rounded_to_the_wires_floats_and_no_further():
+    params = SamplingParams(temperature=0.7, top_p=0.9, min_p=0.1, logit_bias={5: -0.3})
+    back = NEW.decode_request(NEW.encode_request(InferenceRequest(request_id="r", sampling=params))).sampling
+    for name in ("temperature", "top_p", "min_p"):
+        assert math.isclose(getattr(back, name), getattr(params, name), rel_tol=2**-24)
+    assert math.isclose(back.logit_bias[5], -0.3, rel_tol=2**-24)
+
+
+# Traps of this wire
+
+
+def test_defaults_that_are_not_zero_are_written():
+    sent = NEW.encode_request(InferenceRequest(request_id="r")).sampling_params
+    assert (sent.top_p, sent.repetition_penalty, sent.n) == (1.0, 1.0, 1)
+    assert sent.skip_special_tokens
+    assert sent.spaces_between_special_tokens
+    assert not sent.HasField("temperature"), "only a client's own is sent"
+    for name in ("max_tokens", "logprobs", "prompt_logprobs", "seed", "truncate_prompt_tokens"):
+        assert not sent.HasField(name)
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("max_tokens", 0), ("logprobs", 0), ("seed", 0)])
+def test_a_zero_with_presence_is_said(name, value):
+    sent = NEW.encode_request(InferenceRequest(request_id="r", sampling=SamplingParams(**{name: value}))).sampling_params
+    assert sent.HasField(name)
+    assert getattr(sent, name) == value
+
+
+def test_zeros_are_read_as_the_servicer_reads_them():
+    assert NEW.decode_request(NEW.request_type()).sampling == SamplingParams(
+        skip_special_tokens=False, spaces_between_special_tokens=False
+    ), "flags without presence are what they are"
+
+
+def test_messages_that_say_nothing_and_chunks_that_bring_nothing():
+    assert NEW.decode_response(NEW.response_type()) is None
+    assert NEW.decode_tokens(NEW.response_type()) == (0, [])
+    empty = NEW.response_type()
+    empty.chunk.SetInParent()
+    assert NEW.decode_response(empty) == TokensEvent()
+    empty.complete.SetInParent()
+    assert NEW.decode_response(empty) == FinishEvent(finish_reason="stop")
+
+
+def test_json_object_false_is_no_constraint():
+    message = NEW.request_type()
+    message.sampling_params.json_object = False
+    assert NEW.decode_request(message).sampling.constraint is None
+
+
+@pytest.mark.parametrize(("field", "value"), [("matched_stop_str", ""), ("matched_token_id", 0)])
+def test_a_match_that_equals_the_default_is_a_match(field, value):
+    message = NEW.response_type()
+    setattr(message.complete, field, value)
+    assert NEW.decode_response(message).matched_stop == value
+
+
+def test_logprobs_of_unequal_length_are_malformed():
+    message = NEW.response_type()
+    message.chunk.output_logprobs.token_ids.extend([1, 2])
+    message.chunk.output_logprobs.token_logprobs.append(-1.0)
+    with pytest.raises(MalformedMessageError, match="1 token_logprobs for 2 token_ids"):
+        NEW.decode_response(message)
+
+
+def test_alternatives_may_be_missing_or_uneven():
+    message = NEW.response_type()
+    logprobs = message.chunk.output_logprobs
+    logprobs.token_ids.extend([1, 2])
+    logprobs.token_logprobs.extend([-1.0, -2.0])
+    logprobs.top_logprobs.add(token_ids=[1, 7], values=[-1.0])
+    assert NEW.decode_response(message).logprobs == (
+        TokenLogprob(token_id=1, logprob=-1.0, top=((1, -1.0),)),
+        TokenLogprob(token_id=2, logprob=-2.0),
+    )
+
+
+@pytest.mark.parametrize("text", ["{", "nul", '{"a":1}x', "[" * 100_000, " ", "1e999"])
+def test_kv_transfer_params_that_are_not_json_are_malformed(text):
+    message = NEW.response_type()
+    message.complete.kv_transfer_params_json = text
+    with pytest.raises(MalformedMessageError, match="kv_transfer_params_json"):
+        NEW.decode_response(message)
+
+
+# What an older snapshot cannot say
+
+
+def test_what_the_old_snapshot_does_not_carry():
+    assert NEW.carries - OLD.carries == {"n", "logprobs", "kv_transfer_params", "data_parallel_rank"}
+    assert OLD.carries < NEW.carries
+    for adapter in ADAPTERS.values():
+        assert not carries(adapter, "bad_words")
+        assert not carries(adapter, "allowed_token_ids")
+        assert not adapter.carries & {"priority", "cache_salt", "lora_name", "prompt_logprobs"}
+
+
+def test_paths():
+    for adapter in ADAPTERS.values():
+        assert adapter.generate_path == "/vllm.grpc.engine.VllmEngine/Generate"
+        assert adapter.model_info_path == "/vllm.grpc.engine.VllmEngine/GetModelInfo"
+    assert (OLD.tokenizer_path, NEW.tokenizer_path) == (None, "/vllm.grpc.engine.VllmEngine/GetTokenizer")
+
+
+@given(data=st.data())
+def test_the_new_snapshot_reads_the_old_one_and_the_old_one_what_it_knows(data):
+    request = data.draw(requests(OLD))
+    assert NEW.decode_request(NEW.request_type.FromString(OLD.encode_request(request).SerializeToString())) == request
+    event = data.draw(events(OLD))
+    assert NEW.decode_response(NEW.response_type.FromString(OLD.encode_response(event).SerializeToString())) == event
+    assert OLD.decode_response(OLD.response_type.FromString(NEW.encode_response(event).SerializeToString())) == event
+
+
+# The published stubs, as an oracle that shares no code with the snapshots
+
+
+@given(data=st.data())
+def test_the_published_stubs_read_requests_the_same(data):
+    message = NEW.encode_request(data.draw(requests(NEW)))
+    published = vllm_engine_pb2.GenerateRequest.FromString(message.SerializeToString())
+    assert meaning(published) == meaning(message)
+    assert NEW.decode_request(published) == NEW.decode_request(message)
+
+
+@given(data=st.data())
+def test_the_published_stubs_read_responses_the_same(data):
+    message = NEW.encode_response(data.draw(events(NEW)))
+    published = vllm_engine_pb2.GenerateResponse.FromString(message.SerializeToString())
+    assert meaning(published) == meaning(message)
+
+
+def meaning(message) -> dict:
+    return MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=message.DESCRIPTOR.file.pool)
+
+
+# Law 5: every field of the wire is read and written, or listed here with the reason
+
+
+NOT_READ = {
+    "GenerateRequest": {
+        "tokenized.original_text": "for the server's log; the ids decide",
+        "sampling_params.truncate_prompt_tokens": "the prompt is truncated before it is sent",
+        "sampling_params.grammar_from_first_token": "for reasoning models: no reasoning parser yet",
+        "kv_transfer_params": "the typed form of kv_transfer_params_json, which says more",
+        "mm_inputs": "text only",
+        "extra_mm_inputs": "text only",
+        "media_refs": "text only",
+    },
+    "GenerateResponse": {
+        "chunk.input_logprobs": "no endpoint shows log probabilities of the prompt yet",
+        "complete.input_logprobs": "no endpoint shows log probabilities of the prompt yet",
+        "complete.kv_transfer_params": "the typed form of kv_transfer_params_json, which says more",
+        "complete.spec_accepted_tokens": "OpenAI's usage has no place for it that vLLM fills",
+        "complete.spec_draft_tokens": "OpenAI's usage has no place for it that vLLM fills",
+        "complete.media_identity": "text only",
+    },
+}
+
+
+def fill(message, depth: int = 4) -> None:
+    """Set every field to something that is not its default; of a oneof the last one stays."""
+    for field in message.DESCRIPTOR.fields:
+        change(message, field, depth)
+
+
+def change(message, field: FieldDescriptor, depth: int = 4) -> None:
+    """Give a field another value than it has."""
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        if field.message_type.fields_by_name["value"].message_type is None:
+            target = getattr(message, field.name)
+            key = field.message_type.fields_by_name["key"]
+            target["k" if key.cpp_type == key.CPPTYPE_STRING else len(target) + 1] = (
+                "v" if isinstance(field.message_type.fields_by_name["value"].default_value, str) else 0.5
+            )
+        elif depth:
+            fill(getattr(message, field.name)["k"], depth - 1)
+    elif field.message_type is not None:
+        if field.is_repeated:
+            child = getattr(message, field.name).add()
+        else:
+            child = getattr(message, field.name)
+            child.SetInParent()
+        if depth:
+            fill(child, depth - 1)
+    elif field.is_repeated:
+        getattr(message, field.name).append("s" if field.cpp_type == field.CPPTYPE_STRING else 3)
+    elif field.cpp_type == field.CPPTYPE_STRING:
+        setattr(message, field.name, '{"was":%s}' % (getattr(message, field.name) or 0) if field.type != field.TYPE_BYTES else b"b")
+    elif field.cpp_type == field.CPPTYPE_BOOL:
+        setattr(message, field.name, not getattr(message, field.name))
+    else:
+        setattr(message, field.name, getattr(message, field.name) + 1)
+
+
+def unread(message, decode, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """The paths of fields that change nothing in what is decoded from `message`, a filled one."""
+    here = message
+    for name in path:
+        here = getattr(here, name)
+        here = here[0] if hasattr(here, "__getitem__") else here
+    for field in here.DESCRIPTOR.fields:
+        altered = type(message)()
+        altered.CopyFrom(message)
+        place = altered
+        for name in path:
+            place = getattr(place, name)
+            place = place[0] if hasattr(place, "__getitem__") else place
+        change(place, field)
+        is_seen = outcome(decode, altered) != outcome(decode, message)
+        place.ClearField(field.name)
+        is_seen |= outcome(decode, altered) != outcome(decode, message)
+        if not is_seen:
+            yield ".".join((*path, field.name))
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            full = type(message)()
+            full.CopyFrom(message)
+            place = full
+            for name in path:
+                place = getattr(place, name)
+                place = place[0] if hasattr(place, "__getitem__") else place
+            if not field.is_repeated and not place.HasField(field.name):  # the other one of a oneof
+                change(place, field)
+            yield from unread(full, decode, (*path, field.name))
+
+
+def outcome(decode, message):
+    try:
+        return decode(message)
+    except MalformedMessageError as error:
+        return str(error)
+
+
+def has_path(descriptor, path: str) -> bool:
+    name, _, rest = path.partition(".")
+    field = descriptor.fields_by_name.get(name)
+    return field is not None and (not rest or has_path(field.message_type, rest))
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+@pytest.mark.parametrize("kind", ["GenerateRequest", "GenerateResponse"])
+def test_every_field_of_the_wire_is_read_or_listed(adapter, kind):
+    message_type, decode = (
+        (adapter.request_type, adapter.decode_request) if kind == "GenerateRequest" else (adapter.response_type, adapter.decode_response)
+    )
+    message = message_type()
+    fill(message)
+    assert set(unread(message, decode)) == {path for path in NOT_READ[kind] if has_path(message_type.DESCRIPTOR, path)}
+
+
+def written(message, path: str = "") -> set[str]:
+    """The paths of the leaves that are set."""
+    paths = set()
+    for field, value in message.ListFields():
+        name = path + field.name
+        nested = field.message_type is not None and not field.message_type.GetOptions().map_entry
+        for child in (value if field.is_repeated else (value,)) if nested else ():
+            paths |= written(child, name + ".")
+        paths |= set() if nested else {name}
+    return paths
+
+
+def leaves(descriptor, path: str = "") -> set[str]:
+    found = set()
+    for field in descriptor.fields:
+        name = path + field.name
+        if any(name == listed for reasons in NOT_READ.values() for listed in reasons):
+            continue
+        nested = field.message_type is not None and not field.message_type.GetOptions().map_entry
+        found |= leaves(field.message_type, name + ".") if nested else {name}
+    return found
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+def test_every_field_that_is_read_is_written(adapter):
+    sampling = SamplingParams(
+        temperature=0.5,
+        top_k=5,
+        min_p=0.5,
+        frequency_penalty=0.5,
+        presence_penalty=0.5,
+        max_tokens=5,
+        min_tokens=5,
+        stop=("s",),
+        stop_token_ids=(5,),
+        ignore_eos=True,
+        seed=5,
+        include_stop_str_in_output=True,
+        logit_bias={5: 0.5},
+        logprobs=5,
+        prompt_logprobs=5,
+    )
+    only_new = {"kv_transfer_params": "{}", "data_parallel_rank": 5} if adapter is NEW else {}
+    sent = [
+        InferenceRequest(request_id="r", prompt_token_ids=[1], stream=True, sampling=sampling, **only_new),
+        InferenceRequest(request_id="r", prompt_text="p"),
+    ]
+    for kind in ("json_schema", "regex", "grammar", "structural_tag"):
+        sent.append(InferenceRequest(request_id="r", sampling=SamplingParams(constraint=Constraint(kind=kind, value="v"))))
+    sent.append(InferenceRequest(request_id="r", sampling=SamplingParams(constraint=Constraint(kind="json_object"))))
+    sent.append(InferenceRequest(request_id="r", sampling=SamplingParams(constraint=Constraint(kind="choice", value=("v",)))))
+    assert set().union(*(written(adapter.encode_request(request)) for request in sent)) == leaves(adapter.request_type.DESCRIPTOR)
+
+    counts = {"token_ids": [1], "prompt_tokens": 5, "completion_tokens": 5, "cached_tokens": 5}
+    only_new = {"index": 1, "logprobs": (TokenLogprob(token_id=1, logprob=0.5, top=((1, 0.5),)),)} if adapter is NEW else {}
+    ends = ({"matched_stop": "s", "kv_transfer_params": "{}"}, {"matched_stop": 5}) if adapter is NEW else ({},)
+    said = [TokensEvent(**counts, **only_new), *(FinishEvent(**counts, **only_new, **end) for end in ends)]
+    assert set().union(*(written(adapter.encode_response(event)) for event in said)) == leaves(adapter.response_type.DESCRIPTOR)
+
+
+# GetModelInfo
+
+INFO = ModelInfo(
+    model_path="/models/m",
+    served_model_name="m",
+    tokenizer_path="org/m",
+    max_model_len=8192,
+    vocab_size=3072,
+    eos_token_ids=(2, 0),
+    default_sampling_params={"temperature": 0.6, "top_k": 20},
+    is_generation=True,
+)
+
+
+def test_model_info_comes_back():
+    message = NEW.encode_model_info(INFO)
+    assert NEW.decode_model_info(type(message).FromString(message.SerializeToString())) == INFO
+    published = vllm_engine_pb2.GetModelInfoResponse.FromString(message.SerializeToString())
+    assert meaning(published) == meaning(message)
+    assert NEW.decode_model_info(type(message)()) == ModelInfo(is_generation=False)
+
+
+def test_an_old_servers_model_info_has_what_it_has():
+    known = ModelInfo(model_path="/models/m", max_model_len=8192, vocab_size=3072)
+    assert OLD.decode_model_info(OLD.encode_model_info(INFO)) == known
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "null", "{" * 100_000])
+def test_default_sampling_params_that_are_no_object_are_malformed(text):
+    message = NEW.encode_model_info(INFO)
+    message.default_sampling_params_json = text
+    with pytest.raises(MalformedMessageError, match="default_sampling_params_json"):
+        NEW.decode_model_info(message)
