@@ -22,9 +22,10 @@ from ._errors import (
 )
 from ._events import Constraint, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokenLogprob, TokensEvent, Usage
 from ._framing import FrameDecoder, encode_frame
+from ._response import BodyChunk, EndOfBody, Response, ResponseHead, encode_error_response, encode_json_response
 from ._sse import ServerSentEvent, SSEDecoder
 from ._state import State
-from ._transcoder import BodyChunk, Call, EndOfBody, Limits, Response, ResponseHead, Transcoder, encode_error_response, encode_json_response
+from ._transcoder import Call, Limits, Transcoder
 
 __version__ = "0.1.0"
 

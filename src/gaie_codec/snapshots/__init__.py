@@ -44,15 +44,17 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
 class Snapshot:
     """One published version of a dialect's schema. Get it from `load`.
 
-    Names are full, or relative to a package of the snapshot; the package of the services comes before those it imports.
+    Names are full, or relative to a package of the snapshot; the package of the services comes before those it imports. `refused`
+    says why no server may be spoken to in this version, and is empty for all but the few that are kept for tools alone.
     """
 
-    __slots__ = ("_files", "_messages", "dialect", "name", "pool", "services")
+    __slots__ = ("_files", "_messages", "dialect", "name", "pool", "refused", "services")
 
-    def __init__(self, dialect: str, name: str, files: Iterable[bytes]) -> None:
+    def __init__(self, dialect: str, name: str, files: Iterable[bytes], refused: str = "") -> None:
         """`files` are serialized FileDescriptorProtos, dependencies first."""
         self.dialect: Final = dialect
         self.name: Final = name
+        self.refused: Final = refused
         self.pool: Final = DescriptorPool()
         added = [self.pool.AddSerializedFile(file) for file in files]
         self._files = tuple(file for file in reversed(added) if file.package != "google.protobuf")
@@ -105,7 +107,7 @@ class Snapshot:
 def load(dialect: str, snapshot: str | None = None) -> Snapshot:
     """The snapshot of that name, or the dialect's newest. Always the same object; the first call takes about a millisecond.
 
-    Raises UsageError for a dialect or a snapshot that does not exist.
+    Raises UsageError for a dialect or a snapshot that does not exist. A refused snapshot is loaded like any other.
     """
     if dialect not in MODULES:
         raise UsageError(f"no dialect {dialect!r}; there are: {_listed(MODULES)}")
@@ -116,7 +118,7 @@ def load(dialect: str, snapshot: str | None = None) -> Snapshot:
     if key not in _loaded:
         data = import_module(f"{__name__}._data.{MODULES[dialect][name]}")
         # Two threads may both get here. setdefault lets one snapshot win, so that nobody holds classes of the other.
-        _loaded.setdefault(key, Snapshot(dialect, name, data.FILES))
+        _loaded.setdefault(key, Snapshot(dialect, name, data.FILES, data.REFUSED))
     return _loaded[key]
 
 
