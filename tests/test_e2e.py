@@ -37,14 +37,12 @@ class SimThread:
     """A SimServer in an event loop of its own."""
 
     def __init__(self, **options: Any) -> None:
+        self.server = SimServer("vllm.engine", **options)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        # A daemon, so that a test which fails before `stop` does not keep pytest from ending.
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.server: SimServer = self._run(self._make(options))
         self.port = self._run(self.server.start("127.0.0.1:0"))
-
-    async def _make(self, options: dict[str, Any]) -> SimServer:
-        return SimServer("vllm.engine", **options)
 
     def _run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)

@@ -18,7 +18,9 @@ DIALECTS: Final = tuple(_MODULES)
 
 @cache
 def get(snapshot: Snapshot) -> Adapter:
-    """The adapter that speaks the snapshot's dialect. Raises UsageError where there is none."""
+    """The adapter that speaks the snapshot's dialect. Raises UsageError where there is none, or the snapshot is not to be spoken."""
+    if snapshot.refused:
+        raise UsageError(f"{snapshot} is not spoken: {snapshot.refused}")
     module = _MODULES.get(snapshot.dialect)
     if module is None:
         raise UsageError(f"no adapter for dialect {snapshot.dialect!r}; known: {', '.join(DIALECTS)}")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -129,7 +130,7 @@ def _read_texts(source: Path, texts: Sequence[Path]) -> Schema:
         imported |= {roots[path] / name: roots[path] for name in imports}
     roots |= {path: root for path, root in imported.items() if path in roots}
     names = sorted(path.relative_to(root).as_posix() for path, root in roots.items())
-    for name, following in zip(names, names[1:], strict=False):
+    for name, following in pairwise(names):
         if name == following:
             raise UsageError(f"{source}: two files are called {name}; give the folder of one of them")
     folders = sorted(set(roots.values()), key=lambda root: (-len(root.parts), root))
@@ -152,13 +153,17 @@ def _protoc(source: Path, folders: Iterable[Path], names: Iterable[str]) -> Iter
         # An empty working directory: protoc would take a file there for the one that is meant.
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode:
-            raise UsageError(f"{source}: {_complaint(done.stderr)}")
+            said = done.stderr
+            for folder in folders:
+                said = said.replace(f"{folder.resolve()}/", "")
+            raise UsageError(f"{source}: {_complaint(said)}")
         return FileDescriptorSet.FromString(out.read_bytes()).file
 
 
 def _complaint(stderr: str) -> str:
     """The line of protoc's that says what to do."""
-    lines = [line for line in stderr.splitlines() if line.strip() and ": warning: " not in line]
+    noise = re.compile(r"WARNING: |[IWE]\d{4} |.*: warning: |\s*$")  # warnings, and the log of protoc's own libraries
+    lines = [line for line in stderr.splitlines() if not noise.match(line)]
     missing = {found[1] for line in lines if (found := re.fullmatch(r"(.+): File not found\.", line))}
     for line in lines:
         found = re.fullmatch(r'(.+?):\d+:\d+: Import "(.+)" was not found or had errors\.', line)
@@ -190,10 +195,8 @@ def _descriptors(path: Path, data: bytes) -> list[bytes]:
         tree = ast.parse(data)
     except (SyntaxError, ValueError):
         raise UsageError(f"{path}: not a Python module") from None
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
-    literals = [
-        call.args[0] for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "AddSerializedFile" and call.args
-    ]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    literals = [call.args[0] for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "AddSerializedFile"]
     return [literal.value for literal in literals if isinstance(literal, ast.Constant) and isinstance(literal.value, bytes)]
 
 
