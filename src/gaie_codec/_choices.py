@@ -8,6 +8,7 @@ finish_reason rides on the last text, as vLLM sends it, and nothing that must be
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
     from .text import Tokenizer
 
 _NEVER = 1 << 62
-# JSON has no infinity; vLLM writes this for a token that cannot come.
 _MIN_LOGPROB = -9999.0
+
+
+def _finite(logprob: float) -> float:
+    """JSON has neither infinity nor NaN; vLLM writes -9999 for a token that cannot come."""
+    return logprob if _MIN_LOGPROB < logprob < math.inf else _MIN_LOGPROB
 
 
 class TextLogprob(msgspec.Struct, frozen=True):
@@ -160,7 +165,7 @@ class Choice:
         held = self._held or _Held()
         reason, matched = event.finish_reason, event.matched_stop
         undecoded = held.last + unseen
-        ended_by_token = reason == "stop" and bool(undecoded) and (undecoded[-1] in self._stop_ids or undecoded[-1] == matched)
+        ended_by_token = reason == "stop" and bool(undecoded) and undecoded[-1] in self._stop_ids
         if ended_by_token and not self._include_stop:
             undecoded = undecoded[:-1]
         text = held.text + self._text(undecoded)
@@ -221,8 +226,8 @@ class Choice:
             if place < len(entries) and entries[place].token_id == token_id:
                 entry = entries[place]
                 place += 1
-                top = tuple((detokenizer.peek(other), max(value, _MIN_LOGPROB)) for other, value in entry.top[: self._top])
-                texts.append(TextLogprob(detokenizer.decode((token_id,)), max(entry.logprob, _MIN_LOGPROB), top))
+                top = tuple((detokenizer.peek(other), _finite(value)) for other, value in entry.top[: self._top])
+                texts.append(TextLogprob(detokenizer.decode((token_id,)), _finite(entry.logprob), top))
             else:
                 detokenizer.decode((token_id,))
         return tuple(texts)

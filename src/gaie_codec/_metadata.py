@@ -31,7 +31,10 @@ def is_metadata_value(value: str) -> bool:
 
 def decode_grpc_message(value: str) -> str:
     """A percent-encoded `grpc-message`. Never fails: what is not percent-encoded, or not UTF-8, stays readable."""
-    raw = value.encode("utf-8", "surrogateescape")
+    try:
+        raw = value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates that do not stand for bytes
+        raw = value.encode("utf-8", "replace")
     return _PERCENT.sub(lambda match: bytes((int(match[1], 16),)), raw).decode("utf-8", "replace")
 
 

@@ -203,5 +203,3 @@ class Call:
             prompt_tokens_details=transcoder.prompt_tokens_details,
         )
         return Response(transcoder, self.inference, self._options, meta)
-
-

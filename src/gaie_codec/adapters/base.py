@@ -37,8 +37,8 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     carries: frozenset[str]
     """Fields of InferenceRequest and SamplingParams that reach the wire, and kinds of constraint as `constraint.<kind>`."""
 
-    ranges: Mapping[str, tuple[int, int]]
-    """Lowest and highest value on the wire of integer sampling fields."""
+    ranges: Mapping[str, tuple[float, float]]
+    """Lowest and highest value of sampling fields whose type on the wire is narrower than OpenAI's."""
 
     encode_request: Callable[[InferenceRequest], Message]
     decode_request: Callable[[Message], InferenceRequest]

@@ -15,7 +15,7 @@ import msgspec
 from .._errors import MalformedRequestError, ModelNotFoundError, UnsupportedFieldError
 from .._events import InferenceRequest, ModelInfo
 from . import sampling
-from .fields import bool_field, decode_json_object, int_field, object_field, range_error, str_field, type_error
+from .fields import bool_field, decode_json_object, int_field, json_text, object_field, range_error, str_field, type_error
 from .messages import decode_messages, decode_tools
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def decode_request(body: bytes, *, request_id: str, tokenizer: Tokenizer, model:
         stream=stream,
         priority=int_field(fields, "priority") or 0,
         cache_salt=_decode_cache_salt(fields),
-        kv_transfer_params=msgspec.json.encode(kv_transfer_params).decode() if kv_transfer_params is not None else "",
+        kv_transfer_params=json_text(kv_transfer_params, "kv_transfer_params") if kv_transfer_params is not None else "",
     )
     options = ChatOptions(
         model=inference.model,

@@ -97,7 +97,7 @@ class StreamEncoder:
         if delta.finish_reason is not None and self._meta.system_fingerprint and not self._options.include_usage:
             chunk["system_fingerprint"] = self._meta.system_fingerprint
         if delta.kv_transfer_params:
-            chunk["kv_transfer_params"] = msgspec.Raw(delta.kv_transfer_params.encode())
+            chunk["kv_transfer_params"] = _raw_json(delta.kv_transfer_params)
         return self._chunk(chunk)
 
     def close(self, usage: Usage) -> bytes:
@@ -172,7 +172,7 @@ class UnaryEncoder:
             body["prompt_token_ids"] = self._prompt_token_ids
         for finish in self._finishes.values():
             if finish.kv_transfer_params:
-                body["kv_transfer_params"] = msgspec.Raw(finish.kv_transfer_params.encode())
+                body["kv_transfer_params"] = _raw_json(finish.kv_transfer_params)
         return _encode(body)
 
     def error(self, error: CodecError) -> bytes:
@@ -191,6 +191,10 @@ class UnaryEncoder:
         if self._options.return_token_ids:
             choice["token_ids"] = self._token_ids[index]
         return choice
+
+
+def _raw_json(text: str) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.format(text.encode(), indent=-1))  # on one line, as an event has to be
 
 
 def _usage(usage: Usage, with_details: bool) -> dict[str, Any]:

@@ -39,12 +39,22 @@ def _decode_json(body: bytes) -> Any:
         return msgspec.json.decode(body)
     except msgspec.ValidationError:
         # A number beyond a double. Python's json makes it infinite, and then the field's own range check names the field.
-        return json.loads(body)
+        value = json.loads(body)
+        json.dumps(value, ensure_ascii=False).encode()  # it also takes lone surrogates, which are no text: ValueError
+        return value
     except msgspec.DecodeError:
         encoding = json.detect_encoding(body)
         if encoding == "utf-8":
             raise
         return msgspec.json.decode(body.decode(encoding))
+
+
+def json_text(value: Any, loc: str) -> str:
+    """The value as JSON, spelled as vLLM's HTTP layer spells it: engines cache compiled grammars by this text."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise type_error(loc, "json_invalid", "Input should be JSON of sane depth without infinite numbers") from None
 
 
 def _json_error(reason: str) -> MalformedRequestError:

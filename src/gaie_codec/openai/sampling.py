@@ -6,14 +6,13 @@ messages are those of vLLM's OpenAI server, because not every gRPC server checks
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, Final
 
 from .._errors import MalformedRequestError, UnsupportedFieldError
 from .._events import Constraint, ModelInfo, SamplingParams
-from .fields import as_float, as_int, bool_field, float_field, int_field, list_field, object_field, range_error, type_error
+from .fields import as_float, as_int, bool_field, float_field, int_field, json_text, list_field, object_field, range_error, type_error
 
 MAX_STOP_STRINGS: Final = 4
 MAX_LOGPROBS: Final = 20
@@ -233,11 +232,11 @@ def _decode_structured(kind: str, value: Any) -> Constraint:
             raise MalformedRequestError("Choice '[]' cannot be an empty list")
         return Constraint(kind="choice", value=tuple(value))
     if kind == "json":
-        return Constraint(kind="json_schema", value=value if isinstance(value, str) else _json_text(value))
+        return Constraint(kind="json_schema", value=value if isinstance(value, str) else json_text(value, loc))
     if not isinstance(value, str):
         if kind != "structural_tag" or not isinstance(value, dict):
             raise type_error(loc, "string_type", "Input should be a valid string")
-        value = _json_text(value)
+        value = json_text(value, loc)
     if kind == "regex":
         return Constraint(kind="regex", value=value)
     return Constraint(kind="grammar" if kind == "grammar" else "structural_tag", value=value)
@@ -252,7 +251,7 @@ def _decode_response_format(value: dict[str, Any] | None) -> Constraint | None:
     if kind == "json_object":
         return Constraint(kind="json_object")
     if kind == "structural_tag":
-        return Constraint(kind="structural_tag", value=_json_text(value))
+        return Constraint(kind="structural_tag", value=json_text(value, "response_format"))
     if kind == "json_schema":
         wrapper = value.get("json_schema")
         if not isinstance(wrapper, dict):
@@ -262,10 +261,5 @@ def _decode_response_format(value: dict[str, Any] | None) -> Constraint | None:
         schema = wrapper.get("schema")
         if not isinstance(schema, dict):
             raise type_error("response_format.json_schema.schema", "dict_type", "Input should be a valid dictionary")
-        return Constraint(kind="json_schema", value=_json_text(schema))
+        return Constraint(kind="json_schema", value=json_text(schema, "response_format.json_schema.schema"))
     raise type_error("response_format.type", "literal_error", "Input should be text, json_object, json_schema or structural_tag")
-
-
-def _json_text(value: Any) -> str:
-    # Spelled as vLLM's HTTP layer spells it: engines cache compiled grammars by this text.
-    return json.dumps(value)

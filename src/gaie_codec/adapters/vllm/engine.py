@@ -32,7 +32,19 @@ _CARRIED = frozenset(
 ) | {f"constraint.{kind}" for kind in _CONSTRAINTS}
 
 _UINT32 = (0, 2**32 - 1)
-_RANGES = MappingProxyType({"top_k": _UINT32, "max_tokens": _UINT32, "min_tokens": _UINT32, "n": _UINT32, "seed": (-(2**31), 2**31 - 1)})
+# A float that rounds to 0 would be read as the default, one that rounds to infinity as nonsense.
+_POSITIVE_FLOAT = (2.0**-126, 2.0**127)
+_RANGES = MappingProxyType(
+    {
+        "top_p": _POSITIVE_FLOAT,
+        "top_k": _UINT32,
+        "repetition_penalty": _POSITIVE_FLOAT,
+        "max_tokens": _UINT32,
+        "min_tokens": _UINT32,
+        "n": _UINT32,
+        "seed": (-(2**31), 2**31 - 1),
+    }
+)
 
 
 def adapter(snapshot: Snapshot) -> Adapter:
