@@ -10,6 +10,7 @@ import click
 
 from .. import CodecError, ModelInfo, UsageError, __version__
 from ..adapters import DIALECTS
+from ._compat import compat_command
 from ._transcode import transcode
 
 _SECONDS = click.FloatRange(min=0, min_open=True)
@@ -34,6 +35,7 @@ def cli() -> None:
 
 
 cli.add_command(transcode)
+cli.add_command(compat_command)
 
 
 @cli.command()

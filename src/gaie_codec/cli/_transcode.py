@@ -239,7 +239,7 @@ def _unknown_fields(message: Message, path: Sequence[str]) -> Iterator[dict[str,
         nested = descriptor.message_type
         if nested is None or nested.GetOptions().map_entry:
             continue
-        for child in value if descriptor.is_repeated else (value,):
+        for child in (value,) if isinstance(value, Message) else value:
             yield from _unknown_fields(child, (*path, descriptor.name))
 
 
