@@ -1,6 +1,6 @@
 """Invariant tested: FrameDecoder raises only CodecErrors, keeps no more than one frame, and gives the same payloads in any partition.
 
-    python fuzz/fuzz_framing.py --seconds 60 --seed 1
+python fuzz/fuzz_framing.py --seconds 60 --seed 1
 """
 
 from __future__ import annotations

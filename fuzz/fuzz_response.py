@@ -1,6 +1,6 @@
 """Invariant tested: whatever bytes a server sends, Response raises nothing and gives one whole answer, the same in any partition.
 
-    python fuzz/fuzz_response.py --seconds 60 --seed 1
+python fuzz/fuzz_response.py --seconds 60 --seed 1
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def mutate(rng: random.Random, corpus: Sequence[bytes]) -> bytes:
             case 0 if place < len(data):
                 data[place] ^= 1 << rng.randrange(8)
             case 1 if place < len(data):
-                data[place] = rng.choice(b"\x00\x01\x7f\x80\xff\"{}[],:0919eE-.\\ud")
+                data[place] = rng.choice(b'\x00\x01\x7f\x80\xff"{}[],:0919eE-.\\ud')
             case 2:
                 del data[place : place + rng.randint(1, 8)]
             case 3:

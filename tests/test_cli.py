@@ -86,7 +86,7 @@ class TestRequest:
         assert "no such directory" in fault("request", "--tokenizer", "/no/such", data=REQUEST)
         assert "no snapshot 'x'" in fault("request", "--snapshot", "x", data=REQUEST)
         assert "No such file" in fault("request", "/no/such/file")
-        assert "no such endpoint" in fault("request", "--path", "/v1/nothing", data=REQUEST)
+        assert "does not exist" in fault("request", "--path", "/v1/nothing", data=REQUEST)
 
 
 class TestResponse:

@@ -168,11 +168,10 @@ class TestThroughSim:
         ],
     )
     @pytest.mark.parametrize("stream", [False, True])
-    def test_error_before_the_first_token(self, client: openai.OpenAI, code: str, raised: type[openai.APIStatusError], stream: bool) -> None:
+    def test_error_before_the_first_token(self, client: openai.OpenAI, code: str, raised: Any, stream: bool) -> None:
+        messages = ask({"error": {"code": code, "message": "the server says no", "after": 0}})
         with pytest.raises(raised) as caught:
-            client.chat.completions.create(
-                model="", messages=ask({"error": {"code": code, "message": "the server says no", "after": 0}}), stream=stream
-            )
+            client.chat.completions.create(model="", messages=messages, stream=stream)
         assert ("the server says no" in str(caught.value)) == (caught.value.status_code < 500)
 
     def test_error_amid_the_stream(self, url: str) -> None:
@@ -198,8 +197,8 @@ class TestThroughSim:
             body = json.dumps({"messages": ask({"text": "word " * 500, **delays}), "stream": True}).encode()
             host, port = url.removeprefix("http://").split(":")
             with socket.create_connection((host, int(port))) as connection:
-                head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-                connection.sendall(head.encode() + body)
+                lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {len(body)}"]
+                connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
                 if "delay_ms" in delays:
                     connection.recv(100)
                 else:

@@ -629,28 +629,37 @@ def test_every_field_that_is_read_has_an_effect(name):
     assert decode({name: ASKING[name], **needed}) != decode(needed)
 
 
+class RecordingTokenizer:
+    """Remembers how it was asked."""
+
+    accepts_content_parts = False
+    vocab_size = TOKENIZER.vocab_size
+
+    def __init__(self, **fields):
+        self.seen = {}
+        chat.decode_request(json.dumps({"messages": [USER], **fields}).encode(), request_id="r", tokenizer=self, model=PLAIN)
+
+    def render_chat(self, messages, **options):
+        self.seen |= options
+        return "x"
+
+    def encode(self, text, *, add_special_tokens):
+        self.seen["add_special_tokens"] = add_special_tokens
+        return [1]
+
+
+def test_reserved_template_variables_do_not_reach_any_tokenizer():
+    fields = {"chat_template_kwargs": {**dict.fromkeys(chat._RESERVED_TEMPLATE_KWARGS - {"chat_template"}, 1), "mine": 2}}
+    assert RecordingTokenizer(**fields).seen["template_kwargs"] == {"mine": 2}
+
+
 @pytest.mark.parametrize("name", sorted(NOT_USED_BY_THIS_MODEL - {"tool_choice"}))
 def test_what_is_for_the_template_reaches_it(name):
-    class Recorder:
-        accepts_content_parts = False
-        vocab_size = TOKENIZER.vocab_size
-        seen = None
-
-        def render_chat(self, messages, **options):
-            self.seen = options
-            return "x"
-
-        def encode(self, text, *, add_special_tokens):
-            self.seen["add_special_tokens"] = add_special_tokens
-            return [1]
-
-    recorder = Recorder()
-    body = json.dumps({"messages": [USER], name: ASKING[name]}).encode()
-    chat.decode_request(body, request_id="r", tokenizer=recorder, model=PLAIN)
+    seen = RecordingTokenizer(**{name: ASKING[name]}).seen
     expected = {
         "documents": {"documents": [{}]},
         "chat_template_kwargs": {"template_kwargs": {"a": 1}},
         "reasoning_effort": {"template_kwargs": {"reasoning_effort": "low", "enable_thinking": True}},
         "add_special_tokens": {"add_special_tokens": True},
     }[name]
-    assert {key: recorder.seen[key] for key in expected} == expected
+    assert {key: seen[key] for key in expected} == expected

@@ -80,7 +80,18 @@ def test_any_stream_in_any_partition_reads_as_the_standard_says(stream, data):
 @given(lines=st.lists(LINES, min_size=1, max_size=3), data=st.data())
 def test_damage_is_the_same_in_any_partition(lines, data):
     stream = data.draw(damaged(b"".join(encode_event(line.encode()) for line in lines)))
-    assert read(data.draw(partitions(stream)), max_event_bytes=20)[0] == read(single_bytes(stream), max_event_bytes=20)[0]
+    whole = read([stream])
+    assert read(data.draw(partitions(stream))) == whole
+    assert read(single_bytes(stream)) == whole
+    stream = stream.replace(b"\r", b"\n")  # for CRLF see the next test
+    whole = read([stream], max_event_bytes=20)
+    assert read(data.draw(partitions(stream)), max_event_bytes=20) == whole
+    assert read(single_bytes(stream), max_event_bytes=20) == whole
+
+
+def test_the_limit_does_not_depend_on_where_a_crlf_is_cut():
+    stream = b"data: a\r\n\r\n"
+    assert read([stream], max_event_bytes=10) == read(single_bytes(stream), max_event_bytes=10)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])

@@ -153,9 +153,7 @@ def test_numbers_that_the_wire_cannot_hold_are_refused_by_name(field, value):
     assert str(value) in caught.value.message
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("bad_words", ["x"]), ("allowed_token_ids", [5]), ("priority", 1), ("cache_salt", "s")]
-)
+@pytest.mark.parametrize(("field", "value"), [("bad_words", ["x"]), ("allowed_token_ids", [5]), ("priority", 1), ("cache_salt", "s")])
 def test_fields_that_no_snapshot_carries_are_refused_or_dropped_and_reported(field, value):
     for transcoder in (TRANSCODER, OLD):
         with pytest.raises(UnsupportedFieldError) as caught:
@@ -272,6 +270,11 @@ def test_usage_in_a_stream():
 
     detailed = Transcoder("vllm.engine", tokenizer=TOKENIZER, prompt_tokens_details=True)
     assert answer_to(call(detailed), events).json["usage"]["prompt_tokens_details"] == {"cached_tokens": 4}
+
+
+def test_prompt_tokens_once_said_stay_said():
+    answer = answer_to(call(), [wire(chunk("Hello", prompt_tokens=9), end(cached_tokens=4))])
+    assert (answer.usage.prompt_tokens, answer.usage.cached_tokens) == (9, 4)
 
 
 def test_prompt_tokens_are_our_own_where_the_server_says_none():
@@ -625,3 +628,12 @@ def test_a_logprob_is_a_number(value):
     message.complete.output_logprobs.token_logprobs.append(value)
     answer = answer_to(call(logprobs=True), [encode_frame(message.SerializeToString())])
     assert answer.error is not None or isinstance(answer.json["choices"][0]["logprobs"]["content"][0]["logprob"], float)
+
+
+@pytest.mark.parametrize("end", [lambda response: response.receive_trailers(()), lambda response: response.receive_eof()])
+def test_a_trailers_only_answer_ends_in_either_way(end):
+    response = call(stream=True).response(created=1)
+    assert response.receive_headers([("content-type", "application/grpc"), ("grpc-status", "5"), ("grpc-message", "gone")]) == ()
+    head, body, _ = end(response)
+    assert head.status == 404
+    assert json.loads(body.data)["error"]["message"] == "gone"

@@ -22,7 +22,7 @@ from ._errors import (
 )
 from ._events import Constraint, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokenLogprob, TokensEvent, Usage
 from ._framing import FrameDecoder, encode_frame
-from ._response import BodyChunk, EndOfBody, Response, ResponseHead, encode_error_response, encode_json_response
+from ._response import BodyChunk, EndOfBody, Output, Response, ResponseHead, encode_error_response, encode_json_response
 from ._sse import ServerSentEvent, SSEDecoder
 from ._state import State
 from ._transcoder import Call, Limits, Transcoder
@@ -46,6 +46,7 @@ __all__ = [
     "ModelInfo",
     "ModelNotFoundError",
     "OutOfOrderError",
+    "Output",
     "RequestError",
     "RequestTooLargeError",
     "Response",

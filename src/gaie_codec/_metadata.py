@@ -49,7 +49,10 @@ def decode_status(trailers: Mapping[str, str]) -> UpstreamStatusError | None:
     if code is Code.OK:
         return None
     detail = decode_grpc_message(trailers.get("grpc-message", ""))
-    return UpstreamStatusError(code, detail or ("" if "grpc-status" in trailers else "no grpc-status in the trailers"))
+    if not detail and code is Code.UNKNOWN:
+        status = trailers.get("grpc-status")
+        detail = "no grpc-status in the trailers" if status is None else f"grpc-status {status[:20]!r}"
+    return UpstreamStatusError(code, detail)
 
 
 def check_headers(status: int, headers: Mapping[str, str]) -> UpstreamError | UpstreamStatusError | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 from google.protobuf.message import DecodeError
 
-from ._choices import Choice
+from ._choices import Choice, Delta
 from ._errors import (
     Code,
     CodecError,
@@ -23,12 +23,12 @@ from ._errors import (
     UpstreamStatusError,
     UsageError,
 )
-from ._events import Event, FinishEvent, InferenceRequest, TokensEvent, Usage
+from ._events import Event, InferenceRequest, TokensEvent, Usage
 from ._framing import FrameDecoder
 from ._metadata import Headers, as_mapping, check_headers, decode_status
 from ._state import Input, State, next_state
 from .openai import chat
-from .openai.chat_response import ResponseMeta, StreamEncoder, UnaryEncoder
+from .openai.chat_response import ResponseEncoder, ResponseMeta, StreamEncoder, UnaryEncoder
 from .openai.errors import encode_error
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Response:
         self._decode_tokens = adapter.decode_tokens
         self._is_plain = not options.is_detailed
         self._frames = FrameDecoder(max_message_bytes=transcoder.limits.max_message_bytes)
-        self._encoder = StreamEncoder(options, meta) if options.stream else UnaryEncoder(options, meta)
+        self._encoder: ResponseEncoder = StreamEncoder(options, meta) if options.stream else UnaryEncoder(options, meta)
         self._choices = [
             Choice(
                 index,
@@ -134,6 +134,9 @@ class Response:
         self._wants_usage = options.continuous_usage
         self._prompt_token_ids = request.prompt_token_ids
         self._status_in_headers: dict[str, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Response {self.state.name}, {self._unfinished} of {self._count} choices unfinished>"
 
     @property
     def usage(self) -> Usage:
@@ -196,7 +199,9 @@ class Response:
         """The trailers, which end the response."""
         self._check_open()
         self._eof = True
-        return self._close(decode_status(as_mapping(trailers)))
+        fields = as_mapping(trailers)
+        # Some hosts report the end of a trailers-only answer as trailers that are empty.
+        return self._close(decode_status(fields if "grpc-status" in fields else self._status_in_headers or fields))
 
     def receive_status(self, code: Code, detail: str = "") -> Sequence[Output]:
         """The end of the response, for hosts whose gRPC library decoded the trailers."""
@@ -248,35 +253,31 @@ class Response:
         if event.index >= self._count:
             raise OutOfOrderError(f"a message for choice {event.index} of {self._count}")
         choice = self._choices[event.index]
-        if type(event) is TokensEvent:
+        delta: Delta | None
+        if isinstance(event, TokensEvent):
             delta = choice.receive_tokens(event)
-            received = Input.MESSAGE
+            self._move(Input.MESSAGE, event, parts)
         else:
-            delta = choice.receive_finish(event)  # type: ignore[arg-type]
+            delta = choice.receive_finish(event)
             self._unfinished -= 1
-            received = Input.MESSAGE if self._unfinished else Input.LAST_FINISH
-        if self.state is not State.STREAMING or received is Input.LAST_FINISH or isinstance(event, FinishEvent):
-            self._move(received, event, parts)
+            self._move(Input.MESSAGE if self._unfinished else Input.LAST_FINISH, event, parts)
         if delta is not None:
             parts.append(self._encoder.delta(delta, self._choice_usage(choice) if self._wants_usage else None))
 
     def _move(self, received: Input, event: Event, parts: list[bytes]) -> None:
-        """Every transition but STREAMING to itself, which is the per-token path."""
-        if self.state is State.AWAIT_MESSAGE:
-            self._see_prompt(event)
-            parts.append(self._encoder.open(range(len(self._choices)), self._prompt_token_ids, self._usage))
-        elif isinstance(event, FinishEvent):
-            self._see_prompt(event)
         state = next_state(self.state, received)
         if state is State.ERROR:
             raise self._out_of_order(received)
+        self._see_prompt(event)
+        if self.state is State.AWAIT_MESSAGE:
+            parts.append(self._encoder.open(range(self._count), self._prompt_token_ids, self._usage))
         self.state = state
 
     def _see_prompt(self, event: Event) -> None:
-        if event.prompt_tokens or event.cached_tokens:
+        usage = self._usage
+        if event.prompt_tokens not in (0, usage.prompt_tokens) or event.cached_tokens > usage.cached_tokens:
             self._usage = Usage(
-                prompt_tokens=event.prompt_tokens or self._usage.prompt_tokens,
-                cached_tokens=max(event.cached_tokens, self._usage.cached_tokens),
+                prompt_tokens=event.prompt_tokens or usage.prompt_tokens, cached_tokens=max(event.cached_tokens, usage.cached_tokens)
             )
 
     def _choice_usage(self, choice: Choice) -> Usage:

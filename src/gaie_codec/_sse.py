@@ -57,7 +57,7 @@ class SSEDecoder:
         self._skip_lf = data.endswith(b"\r")
         # bytes.splitlines breaks at LF, CR and CRLF and at nothing else, which is just what the standard wants.
         for line in data.splitlines(keepends=True):
-            self._size += len(line)
+            self._size += len(line.rstrip(b"\r\n"))
             if self._size > self.max_event_bytes:
                 raise MalformedMessageError(f"an event of more than {self.max_event_bytes} bytes")
             self._buffer.append(line)

@@ -3,7 +3,7 @@
     transcoder = Transcoder("vllm.engine", tokenizer=tokenizer)
     call = transcoder.request("POST", "/v1/chat/completions", headers, body, request_id="r1")
     response = call.response(created=1700000000)
-    for out in response.receive_data(chunk): ...
+    send(response.receive_headers(headers)); send(response.receive_data(chunk)); ...; send(response.receive_trailers(trailers))
 
 No I/O, clocks or randomness: the host brings bytes, ids and times, and copies out `ResponseHead`, `BodyChunk` and `EndOfBody`.
 """
@@ -28,7 +28,7 @@ from ._events import InferenceRequest, ModelInfo, SamplingParams
 from ._framing import DEFAULT_MAX_MESSAGE_BYTES, encode_frame
 from ._metadata import FORWARDED, Headers, as_mapping, is_metadata_value
 from ._response import Response
-from .openai import chat
+from .openai import chat, sampling
 from .openai.chat_response import ResponseMeta
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 _REQUEST_DEFAULTS: Final = InferenceRequest(request_id="")
 _SAMPLING_DEFAULTS: Final = SamplingParams()
+# OpenAI's and vLLM's, so that a client is not told that they do not exist.
+_OTHER_PATHS: Final = frozenset(
+    f"/v1/{name}" for name in ("completions", "embeddings", "responses", "messages", "score", "rerank", "audio/transcriptions")
+)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,8 +52,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Transcoder:
     """OpenAI HTTP <-> one model-server dialect at one snapshot. Holds no per-request state; share it between threads.
 
-    `snapshot` None is the newest. `model` is what the server tells of itself (`decode_model_info`); without it nothing is checked
-    against the context length or the served name, and no model defaults apply. `unsupported="drop"` sends a request without the fields
+    `snapshot` None is the newest. `tokenizer` may be None only for a dialect that answers in text. `model` is what the server tells of
+    itself (`adapter.decode_model_info`); without it nothing is checked against the context length or the served name, and no model
+    defaults apply. `unsupported="drop"` sends a request without the fields
     that the wire cannot carry and reports them in `Call.dropped`, instead of refusing it. `stop_holdback="window"` holds back as much
     text as vLLM's own server while a stop string could still come, which reproduces its chunk boundaries; "prefix" holds back only what
     could still match.
@@ -72,6 +77,8 @@ class Transcoder:
             raise UsageError(f"{dialect} answers in token ids: a tokenizer is needed")
         if unsupported not in ("reject", "drop"):
             raise UsageError(f"unsupported is {unsupported!r}, not 'reject' or 'drop'")
+        if stop_holdback not in ("prefix", "window"):
+            raise UsageError(f"stop_holdback is {stop_holdback!r}, not 'prefix' or 'window'")
         self.tokenizer = tokenizer
         self.model = model if model is not None else ModelInfo()
         self.limits = limits if limits is not None else Limits()
@@ -80,6 +87,10 @@ class Transcoder:
         self.prompt_tokens_details = prompt_tokens_details
         self.eos_token_ids = tokenizer.eos_token_ids.union(self.model.eos_token_ids)
         self.system_fingerprint = f"{self.adapter.dialect}-{self.adapter.snapshot.name}"
+        try:
+            sampling.decode_sampling({}, model=self.model, vocab_size=0, max_tokens=None, logprobs=None)
+        except MalformedRequestError as error:
+            raise UsageError(f"the model's own default_sampling_params are wrong: {error}") from error
 
     def request(self, method: str, path: str, headers: Headers | Mapping[str, str], body: bytes, *, request_id: str) -> Call:
         """Decode one HTTP request and encode the call to make of it.
@@ -89,7 +100,8 @@ class Transcoder:
         """
         route = path.partition("?")[0]
         if route != chat.PATH:
-            raise UnsupportedEndpointError(f"no such endpoint; this gateway serves {chat.PATH}")
+            known = "is not supported" if route in _OTHER_PATHS else "does not exist"
+            raise UnsupportedEndpointError(f"the endpoint {route[:100]!r} {known}; {chat.PATH} does")
         if method != "POST":
             raise UnsupportedEndpointError(f"{chat.PATH} takes POST", http_status=405, allow="POST")
         if len(body) > self.limits.max_request_bytes:
@@ -97,11 +109,16 @@ class Transcoder:
         fields = as_mapping(headers)
         content_type = fields.get("content-type", "application/json").partition(";")[0].strip().lower()
         if content_type != "application/json":
-            raise MalformedRequestError("Unsupported Media Type: Only 'application/json' is allowed", param="content-type")
+            raise MalformedRequestError(
+                "Unsupported Media Type: Only 'application/json' is allowed; send content-type: application/json", param="content-type"
+            )
         decoded = chat.decode_request(
             body, request_id=request_id, fixed_id=fields.get("x-request-id"), tokenizer=self.tokenizer, model=self.model
         )
-        inference, dropped = self._fit(decoded.inference)
+        inference = decoded.inference
+        if "x-data-parallel-rank" in fields:
+            inference = msgspec.structs.replace(inference, data_parallel_rank=_decode_rank(fields["x-data-parallel-rank"]))
+        inference, dropped = self._fit(inference)
         try:
             message = self.adapter.encode_request(inference).SerializeToString()
         except (ValueError, TypeError, EncodeError):
@@ -130,6 +147,12 @@ class Transcoder:
                     param=name,
                 )
         return request, tuple(_openai_name(name) for name in lost)
+
+
+def _decode_rank(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:10]) < 2**31 and len(text) <= 10):
+        raise MalformedRequestError("x-data-parallel-rank is no rank", param="x-data-parallel-rank")
+    return int(text)
 
 
 def _asked_for(request: InferenceRequest) -> list[str]:
@@ -192,6 +215,9 @@ class Call:
             ("grpc-accept-encoding", "identity,deflate,gzip"),
             *self.metadata,
         )
+
+    def __repr__(self) -> str:
+        return f"<Call {self.inference.request_id} to {self.path}>"
 
     def response(self, *, created: int, id: str | None = None) -> Response:
         """The reader of the answer. `created` is in seconds since the epoch; `id` None is the call's request id."""

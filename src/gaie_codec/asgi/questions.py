@@ -64,8 +64,7 @@ async def check_health(upstream: Upstream, adapter: Adapter, *, timeout_s: float
 
 
 def _decode(adapter: Adapter, path: str, answer: bytes) -> Any:
-    _, service, name = path.split("/")
-    message: type[Message] = adapter.snapshot.method(service, name).response
+    message: type[Message] = adapter.snapshot.method_at(path).response
     try:
         return message.FromString(answer)
     except DecodeError:

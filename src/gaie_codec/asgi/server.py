@@ -1,7 +1,8 @@
 """`gaie-codec serve`: one model server behind one HTTP port, with uvicorn.
 
-Order of things: take the port (without listening, so that nobody waits in a queue), wait for the model server, learn its model and
-tokenizer, listen, say so in one line. SIGTERM and SIGINT stop the listening; answers under way get a bounded time to end.
+Order of things: take the port (without listening, so that nobody waits in a queue), wait for the model server, learn its dialect if
+that is left to it, its model and its tokenizer, listen, say so in one line. SIGTERM and SIGINT stop the listening; answers under way
+get a bounded time to end.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Awaitable, Callable, Generator
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import msgspec
 
 from .. import Code, CodecError, Limits, ModelInfo, Transcoder, UpstreamStatusError, UsageError, adapters, snapshots
+from ..probe import probe
 from ..text.huggingface import HuggingFaceTokenizer
 from ..tokenizer_sources import load_tokenizer, strftime_now
 from .app import create_app
@@ -36,6 +38,11 @@ if TYPE_CHECKING:
 
 _LISTEN: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/\s]*)):(\d{1,5})")
 _RETRY_S: Final = 0.5
+
+AUTO: Final = "auto"
+"""Instead of a dialect: whatever the model server speaks."""
+
+_Told = TypeVar("_Told")
 
 _log = logging.getLogger("gaie_codec.asgi")
 
@@ -60,20 +67,26 @@ async def run_serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT. Prints `ready http=HOST:PORT` to stdout once it accepts; port 0 takes a free one.
 
-    `tokenizer` is "server" (the model server's own, by GetTokenizer), "builtin", a directory or a model of the hub; `chat_template` is
-    the text of one to use instead of the model's. Raises UsageError with one line that says what is in the way.
+    `dialect` "auto" asks the model server what it speaks; `snapshot`, where given, is then one of that dialect. `tokenizer` is "server"
+    (the model server's own, by GetTokenizer), "builtin", a directory or a model of the hub; `chat_template` is the text of one to use
+    instead of the model's. Raises UsageError with one line that says what is in the way.
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    adapter = adapters.get(snapshots.load(dialect, snapshot))
+    adapter = adapters.get(snapshots.load(dialect, snapshot)) if dialect != AUTO else None
+    started = time.monotonic()
     with contextlib.closing(_bind(listen)) as listener:
         connection = Upstream(upstream)
         try:
-            model = await _await_model_info(connection, adapter, connect_timeout_s)
+            left_s = connect_timeout_s
+            if adapter is None:
+                adapter = await _detect_adapter(connection, snapshot, connect_timeout_s)
+                left_s = max(1.0, connect_timeout_s - (time.monotonic() - started))
+            model = await _await_model_info(connection, adapter, left_s)
             chosen = await _load_tokenizer(connection, adapter, tokenizer, chat_template)
             # The server knows what it was started with; the model's own limit is what remains when it does not say.
             model = msgspec.structs.replace(model, max_model_len=model.max_model_len or chosen.max_model_len or 0)
             transcoder = Transcoder(
-                dialect,
+                adapter.dialect,
                 snapshot=adapter.snapshot.name,
                 tokenizer=chosen,
                 model=model,
@@ -140,20 +153,47 @@ def _bind(listen: str) -> socket.socket:
     return listener
 
 
+async def _detect_adapter(upstream: Upstream, snapshot: str | None, timeout_s: float) -> Adapter:
+    """Ask the server what it is; a snapshot that the user named goes before what it says."""
+    try:
+        report = await _await_answer(upstream, timeout_s, lambda limit_s: probe(upstream, timeout_s=limit_s))
+    except CodecError as error:
+        raise UsageError(f"upstream {error}") from error
+    if not report.dialect:
+        raise UsageError(f"upstream {upstream.target}: no model server that is known: {report.reason}; name its dialect")
+    try:
+        adapter = adapters.get(snapshots.load(report.dialect, snapshot if snapshot is not None else report.snapshot))
+    except UsageError as error:
+        raise UsageError(f"upstream {upstream.target} speaks {report.dialect}: {error}") from error
+    if snapshot is not None:
+        _log.info("dialect %s; snapshot %s as given, though %s", report.dialect, snapshot, report.reason)
+    else:
+        # A guess is worth a line by default, a certainty is not.
+        level = logging.INFO if report.match == "exact" else logging.WARNING
+        _log.log(level, "dialect %s, snapshot %s (%s): %s", report.dialect, report.snapshot, report.match, report.reason)
+    return adapter
+
+
 async def _await_model_info(upstream: Upstream, adapter: Adapter, timeout_s: float) -> ModelInfo:
-    """Ask until the model server answers: it may still be loading its weights."""
+    try:
+        return await _await_answer(upstream, timeout_s, lambda limit_s: fetch_model_info(upstream, adapter, timeout_s=limit_s))
+    except CodecError as error:
+        raise UsageError(f"upstream {upstream.target}: no {adapter.dialect} model server: {error}") from error
+
+
+async def _await_answer(upstream: Upstream, timeout_s: float, ask: Callable[[float], Awaitable[_Told]]) -> _Told:
+    """Ask until the model server answers: it may still be loading its weights. Raises UsageError after `timeout_s`."""
     give_up = time.monotonic() + timeout_s
     has_told = False
     while True:
         left_s = give_up - time.monotonic()
         try:
-            return await fetch_model_info(upstream, adapter, timeout_s=max(0.1, min(5.0, left_s)))
-        except CodecError as error:
-            is_starting = isinstance(error, UpstreamStatusError) and error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
-            if not is_starting:
-                raise UsageError(f"upstream {upstream.target}: no {adapter.dialect} model server: {error}") from error
+            return await ask(max(0.1, min(5.0, left_s)))
+        except UpstreamStatusError as error:
+            if error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+                raise
             if left_s <= _RETRY_S:
-                raise UsageError(f"upstream {upstream.target}: no answer in {timeout_s:g} s: {error}") from error
+                raise UsageError(f"upstream {upstream.target}: no answer in {timeout_s:.3g} s: {error}") from error
         if not has_told:
             has_told = True
             _log.info("waiting for the model server at %s", upstream.target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import click
@@ -11,9 +11,16 @@ import click
 from .. import CodecError, ModelInfo, UsageError, __version__
 from ..adapters import DIALECTS
 from ._compat import compat_command
+from ._probe import probe_command
+from ._proto import proto
 from ._transcode import transcode
 
-_SECONDS = click.FloatRange(min=0, min_open=True)
+
+def _seconds(name: str, default: float, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    kind = click.FloatRange(min=0, min_open=True)
+    return click.option(
+        name, f"{name[2:].replace('-', '_')}_s", type=kind, default=default, show_default=True, metavar="SECONDS", help=text
+    )
 
 
 class _Group(click.Group):
@@ -36,13 +43,15 @@ def cli() -> None:
 
 cli.add_command(transcode)
 cli.add_command(compat_command)
+cli.add_command(probe_command)
+cli.add_command(proto)
 
 
 @cli.command()
 @click.option("--dialect", type=click.Choice(DIALECTS), default="vllm.engine", show_default=True, help="The protocol to speak.")
 @click.option("--snapshot", help="Which version of the schema to speak.  [default: the newest]")
 @click.option("--listen", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT", help="Port 0 takes a free one.")
-@click.option("--tokenizer", default="builtin", show_default=True, metavar="DIR|builtin", help="Whose tokens to speak.")
+@click.option("--tokenizer", default="builtin", show_default=True, metavar="DIR|builtin", help="Tokenizer of the simulated model.")
 @click.option("--script", type=click.File("rb"), help="JSON with how to answer; see the documentation of gaie_codec.sim.")
 @click.option("--model", default="sim", show_default=True, help="The served model name.")
 def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script: Any, model: str) -> None:
@@ -56,8 +65,10 @@ def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script:
 
 @cli.command()
 @click.option("--upstream", required=True, metavar="grpc://HOST:PORT", help="The model server.")
-@click.option("--dialect", type=click.Choice(DIALECTS), required=True, help="What the model server speaks.")
-@click.option("--snapshot", help="Which version of the schema it speaks.  [default: the newest]")
+@click.option(
+    "--dialect", type=click.Choice(("auto", *DIALECTS)), default="auto", show_default=True, help="What it speaks; auto probes it."
+)
+@click.option("--snapshot", help="Which version of the schema it speaks.  [default: the newest, or what the probe finds]")
 @click.option(
     "--tokenizer",
     default="server",
@@ -73,8 +84,9 @@ def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script:
     show_default=True,
     help="What to do with request fields that this server cannot be told; dropped ones are named in x-gaie-codec-dropped.",
 )
-@click.option("--request-timeout", "request_timeout_s", type=_SECONDS, default=600.0, show_default=True, help="Seconds.")
-@click.option("--connect-timeout", "connect_timeout_s", type=_SECONDS, default=30.0, show_default=True, help="Seconds.")
+@_seconds("--request-timeout", 600.0, "Deadline of a whole answer.")
+@_seconds("--connect-timeout", 30.0, "How long to wait for the model server at the start.")
+@click.option("--chat-template", "template_file", type=click.File("r", encoding="utf-8"), help="Jinja file to use instead of the model's.")
 @click.option("--enable-prompt-tokens-details", is_flag=True, help="Show cached_tokens in usage.")
 @click.option(
     "--stop-holdback",
@@ -84,11 +96,11 @@ def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script:
     help="'window' cuts chunks around stop strings just as vLLM does, at the price of latency.",
 )
 @click.option("--log-level", type=click.Choice(("debug", "info", "warning", "error")), default="warning", show_default=True)
-def serve(**options: Any) -> None:
+def serve(template_file: Any, **options: Any) -> None:
     """Serve the OpenAI HTTP API in front of one model server."""
     from ..asgi.server import run_serve
 
-    _run(run_serve(**options))
+    _run(run_serve(chat_template=template_file.read() if template_file is not None else None, **options))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

@@ -15,7 +15,6 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from .. import BodyChunk, CodecError, FrameDecoder, ModelInfo, ResponseHead, Transcoder, UsageError, snapshots
 from .._framing import ENCODINGS, HEADER_BYTES
 from ..adapters import DIALECTS
-from ..tokenizer_sources import load_tokenizer
 
 _WIRE_TYPES = ("varint", "fixed64", "length-delimited", "start-group", "end-group", "fixed32")
 _SHOWN_BYTES = 64
@@ -26,7 +25,7 @@ _input = click.option(
     "--input", "input_form", type=click.Choice(("frames", "hex")), default="frames", show_default=True, help="Raw bytes, or hex digits."
 )
 _encoding = click.option(
-    "--grpc-encoding", type=click.Choice(ENCODINGS), default="identity", show_default=True, help="Of compressed frames (flag 1)."
+    "--grpc-encoding", type=click.Choice(ENCODINGS), default="identity", show_default=True, help="How frames with flag 1 are compressed."
 )
 _file = click.argument("file", type=click.File("rb"), default="-")
 
@@ -84,10 +83,10 @@ def request(output: str, request_id: str, path: str, file: Any, **options: Any) 
 @click.option("--request", "request_file", type=click.File("rb"), required=True, help="The OpenAI JSON that is answered.")
 @_input
 @_encoding
-@click.option("--id", "response_id", help="Of the completion.  [default: the request's]")
-@click.option("--created", type=int, default=0, show_default=True, help="Seconds since the epoch.")
-@click.option("--grpc-status", type=click.IntRange(min=0), default=0, show_default=True, help="Of the trailers.")
-@click.option("--grpc-message", default="", help="Of the trailers, percent-encoded.")
+@click.option("--id", "response_id", help="Id of the completion.  [default: the request's]")
+@click.option("--created", type=int, default=0, show_default=True, help="Time of the completion, in seconds since the epoch.")
+@click.option("--grpc-status", type=click.IntRange(min=0), default=0, show_default=True, help="grpc-status of the trailers.")
+@click.option("--grpc-message", default="", help="grpc-message of the trailers, percent-encoded.")
 @click.option("-i", "--include", is_flag=True, help="Show the HTTP status and headers too.")
 @_file
 def response(
@@ -103,7 +102,10 @@ def response(
     file: Any,
     **options: Any,
 ) -> None:
-    """Framed gRPC response bytes in FILE -> SSE or JSON, just as a client would get it."""
+    """Framed gRPC response bytes in FILE -> SSE or JSON, just as a client would get it.
+
+    The exit status is 2 when the bytes themselves are wrong. A status in the trailers, or a missing finish, is an answer like any other.
+    """
     transcoder = _make_transcoder(**options)
     data = _read(file, input_form)
     call = transcoder.request("POST", path, (), request_file.read(), request_id="0")
@@ -132,7 +134,7 @@ def response(
 
 
 @transcode.command()
-@_dialect
+@click.option("--dialect", type=click.Choice(tuple(snapshots.SNAPSHOTS)), required=True, help="The model server's protocol.")
 @_snapshot
 @click.option("--method", default="Generate", show_default=True, help="The gRPC method that the body belongs to.")
 @click.option("--direction", type=click.Choice(("request", "response")), default="response", show_default=True)
@@ -159,6 +161,8 @@ def decode(dialect: str, snapshot: str | None, method: str, direction: str, inpu
 def _make_transcoder(
     *, dialect: str, snapshot: str | None, tokenizer: str, max_model_len: int | None, unsupported: Any, stop_holdback: Any
 ) -> Transcoder:
+    from ..tokenizer_sources import load_tokenizer  # needs the extra `tokenizers`, which `decode` does without
+
     loaded = load_tokenizer(tokenizer)
     model = ModelInfo(max_model_len=max_model_len or loaded.max_model_len or 0, vocab_size=loaded.vocab_size)
     return Transcoder(dialect, snapshot=snapshot, tokenizer=loaded, model=model, unsupported=unsupported, stop_holdback=stop_holdback)

@@ -15,7 +15,7 @@ import msgspec
 from .._errors import MalformedRequestError, ModelNotFoundError, UnsupportedFieldError
 from .._events import InferenceRequest, ModelInfo
 from . import sampling
-from .fields import bool_field, decode_json_object, int_field, json_text, object_field, range_error, str_field, type_error
+from .fields import as_int, bool_field, decode_json_object, int_field, json_text, object_field, range_error, str_field, type_error
 from .messages import decode_messages, decode_tools
 
 if TYPE_CHECKING:
@@ -37,9 +37,8 @@ _READ: Final = sampling.FIELDS | frozenset(
 # They change nothing in what this gateway and its model servers generate.
 _ADVISORY: Final = frozenset(
     (
-        "user metadata store service_tier prediction modalities verbosity prompt_cache_key prompt_cache_retention safety_identifier"
-        " session_id parallel_tool_calls include_reasoning length_penalty media_io_kwargs mm_processor_kwargs mm_payload"
-        " functions function_call web_search_options audio"
+        "user metadata store service_tier prediction verbosity prompt_cache_key prompt_cache_retention safety_identifier session_id"
+        " include_reasoning mm_payload"
     ).split()
 )
 
@@ -113,7 +112,7 @@ def decode_request(body: bytes, *, request_id: str, tokenizer: Tokenizer, model:
         fields,
         model=model,
         vocab_size=model.vocab_size or tokenizer.vocab_size,
-        max_tokens=_decode_max_tokens(fields, len(prompt_token_ids), model.max_model_len),
+        max_tokens=_decode_max_tokens(fields, len(prompt_token_ids), model),
         logprobs=logprobs,
     )
     include_usage, continuous_usage = _decode_stream_options(fields, stream)
@@ -224,10 +223,14 @@ def _truncate(fields: Mapping[str, Any], token_ids: list[int], max_model_len: in
     return token_ids
 
 
-def _decode_max_tokens(fields: Mapping[str, Any], prompt_tokens: int, max_model_len: int) -> int | None:
+def _decode_max_tokens(fields: Mapping[str, Any], prompt_tokens: int, model: ModelInfo) -> int | None:
     wanted = int_field(fields, "max_completion_tokens")
     if wanted is None:
         wanted = int_field(fields, "max_tokens")
+    max_model_len = model.max_model_len
+    default = as_int(model.default_sampling_params.get("max_tokens"), "max_tokens")
+    if wanted is None and default is not None:
+        return min(default, max_model_len - prompt_tokens) if max_model_len else default
     if not max_model_len:
         return wanted
     if wanted is not None and wanted > max_model_len:

@@ -41,7 +41,7 @@ def decode_sampling(
 ) -> SamplingParams:
     """The sampling parameters of a request. `max_tokens` and `logprobs` differ by endpoint and come decoded.
 
-    Raises MalformedRequestError naming the field.
+    Raises MalformedRequestError whose message names the field; `param` is null where vLLM's is.
     """
     defaults = model.default_sampling_params
     temperature = _number(body, defaults, "temperature", 1.0)

@@ -155,7 +155,7 @@ def _fields(old: _Schema, new: _Schema, name: str) -> Iterator[Change]:
         subject = f"{name}.{field.name}"
         moved, heir = new_names.get(field.name), new_numbers.get(field.number)
         if moved is not None and moved.number != field.number:
-            retyped = "" if _type(was, field) == _type(now, moved) else f" ({_type(was, field)} -> {_type(now, moved)})"
+            retyped = "" if _type(field) == _type(moved) else f" ({_type(field)} -> {_type(moved)})"
             yield Change(severity=Severity.WIRE, subject=subject, text=f"renumbered {field.number} -> {moved.number}{retyped}")
         if heir is not None and heir.name != field.name:
             if moved is not None or heir.name in old_names:
@@ -204,7 +204,10 @@ def _field(
         text = f"moved {f'into oneof {new_oneof}' if new_oneof else f'out of oneof {old_oneof}'} (same bytes; presence and clearing differ)"
         yield Change(severity=Severity.SEMANTIC, subject=subject, text=text)
     elif old_oneof != new_oneof:
-        siblings = [{field.name for field in message.field if oneof_name(message, field) == oneof_name(message, own)} for message, own in ((was, before), (now, after))]
+        siblings = [
+            {field.name for field in message.field if oneof_name(message, field) == oneof_name(message, own)}
+            for message, own in ((was, before), (now, after))
+        ]
         renamed = siblings[0] <= siblings[1]
         severity = Severity.SOURCE if renamed else Severity.SEMANTIC
         yield Change(severity=severity, subject=subject, text=f"oneof {old_oneof} -> {new_oneof}{' (renamed)' if renamed else ''}")
@@ -225,7 +228,10 @@ def _field(
 
 _Type = FieldDescriptorProto
 _GROUPS: Final = (
-    ("the same varint, other ranges", (_Type.TYPE_INT32, _Type.TYPE_INT64, _Type.TYPE_UINT32, _Type.TYPE_UINT64, _Type.TYPE_BOOL, _Type.TYPE_ENUM)),
+    (
+        "the same varint, other ranges",
+        (_Type.TYPE_INT32, _Type.TYPE_INT64, _Type.TYPE_UINT32, _Type.TYPE_UINT64, _Type.TYPE_BOOL, _Type.TYPE_ENUM),
+    ),
     ("the same zigzag varint, other ranges", (_Type.TYPE_SINT32, _Type.TYPE_SINT64)),
     ("the same 4 bytes, other signs", (_Type.TYPE_FIXED32, _Type.TYPE_SFIXED32)),
     ("the same 8 bytes, other signs", (_Type.TYPE_FIXED64, _Type.TYPE_SFIXED64)),
@@ -238,7 +244,10 @@ _LENGTH_DELIMITED: Final = (_Type.TYPE_STRING, _Type.TYPE_BYTES, _Type.TYPE_MESS
 def _retyped(old: _Schema, new: _Schema, before: FieldDescriptorProto, after: FieldDescriptorProto) -> tuple[Severity, str]:
     if before.type == after.type:
         if old.shape(type_name(before)) == new.shape(type_name(after)):
-            return Severity.SOURCE, "another name for the same fields" if before.type == _Type.TYPE_MESSAGE else "another name for the same values"
+            return (
+                Severity.SOURCE,
+                "another name for the same fields" if before.type == _Type.TYPE_MESSAGE else "another name for the same values",
+            )
         if before.type == _Type.TYPE_ENUM:
             return Severity.SEMANTIC, "the same numbers mean other values"
         return Severity.WIRE, "another message"
@@ -255,13 +264,13 @@ def _requantified(before: FieldDescriptorProto, after: FieldDescriptorProto) -> 
     return Severity.WIRE, "repeated numbers are packed"
 
 
-def _type(message: DescriptorProto, field: FieldDescriptorProto) -> str:
+def _type(field: FieldDescriptorProto) -> str:
     return " ".join(filter(None, (label(field), type_name(field))))
 
 
 def _spelled(message: DescriptorProto, field: FieldDescriptorProto) -> str:
     oneof = oneof_name(message, field)
-    return f"{_type(message, field)} {field.name}" + (f" [oneof {oneof}]" if oneof else "")
+    return f"{_type(field)} {field.name}" + (f" [oneof {oneof}]" if oneof else "")
 
 
 def _json_name(field: FieldDescriptorProto) -> str:

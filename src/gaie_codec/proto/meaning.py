@@ -7,13 +7,25 @@ what a zero means, which is why a comparison of bytes, or of the fields that are
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-__all__ = ["ABSENT", "Renames", "copy_by_name", "differences", "is_map", "meaning", "samples", "shown"]
+__all__ = [
+    "ABSENT",
+    "AnyDescriptor",
+    "AnyField",
+    "Renames",
+    "between",
+    "copy_by_name",
+    "differences",
+    "is_map",
+    "meaning",
+    "samples",
+    "shown",
+]
 
 
 class _Absent:
@@ -27,7 +39,11 @@ class _Absent:
 ABSENT: Final = _Absent()
 """Stands for a field that has presence and is not set."""
 
-Renames = Mapping[str, str]
+# The stubs tell upb's descriptors from the pure ones, so that neither fits where the other is named.
+AnyDescriptor: TypeAlias = Any
+AnyField: TypeAlias = Any
+
+Renames: TypeAlias = Mapping[str, str]
 """Full name of a field in the sender's schema -> its plain name in the reader's."""
 
 _MAX_SHOWN: Final = 40
@@ -38,7 +54,7 @@ def meaning(message: Message) -> dict[str, Any]:
     return {field.name: _said(message, field) for field in message.DESCRIPTOR.fields}
 
 
-def _said(message: Message, field: FieldDescriptor) -> Any:
+def _said(message: Message, field: AnyField) -> Any:
     value = getattr(message, field.name)
     if is_map(field):
         inner = field.message_type.fields_by_name["value"]
@@ -50,7 +66,7 @@ def _said(message: Message, field: FieldDescriptor) -> Any:
     return _value(value, field)
 
 
-def _value(value: Any, field: FieldDescriptor) -> Any:
+def _value(value: Any, field: AnyField) -> Any:
     if field.message_type is not None:
         return meaning(value)
     if field.enum_type is not None:
@@ -64,12 +80,15 @@ def differences(sent: Message, read: Message, renames: Renames) -> Iterator[tupl
 
     Only `sent`'s fields count, and what `read` cannot name: a field that only `read` has must be empty.
     """
-    yield from _between(meaning(sent), sent.DESCRIPTOR, meaning(read), read.DESCRIPTOR, renames)
-    for name, number in _left_over(read):
-        yield name, f"bytes of number {number} are left over"
+    found = list(between(meaning(sent), sent.DESCRIPTOR, meaning(read), read.DESCRIPTOR, renames))
+    # Bytes that are left over follow from what was found; alone they are the only trace.
+    yield from found or ((name, f"bytes of number {number} are left over") for name, number in _left_over(read))
 
 
-def _between(sent: dict[str, Any], schema: Descriptor, read: dict[str, Any], reader: Descriptor, renames: Renames) -> Iterator[tuple[str, str]]:
+def between(
+    sent: dict[str, Any], schema: AnyDescriptor, read: dict[str, Any], reader: AnyDescriptor, renames: Renames
+) -> Iterator[tuple[str, str]]:
+    """The differences of two meanings, each with its schema."""
     names = {}
     for field in schema.fields:
         full_name = f"{schema.full_name}.{field.name}"
@@ -79,7 +98,12 @@ def _between(sent: dict[str, Any], schema: Descriptor, read: dict[str, Any], rea
         if there is None:
             if not _is_nothing(value):
                 yield full_name, f"sent {shown(value)}, and the reader has no such field"
-        elif field.message_type is None or there.message_type is None or is_map(field) != is_map(there) or field.is_repeated != there.is_repeated:
+        elif (
+            field.message_type is None
+            or there.message_type is None
+            or is_map(field) != is_map(there)
+            or field.is_repeated != there.is_repeated
+        ):
             if not _same(value, read[there.name]):
                 yield full_name, f"sent {shown(value)}, read {shown(read[there.name])}"
         else:
@@ -89,7 +113,7 @@ def _between(sent: dict[str, Any], schema: Descriptor, read: dict[str, Any], rea
             yield f"{reader.full_name}.{field.name}", f"nothing sent, read {shown(read[field.name])}"
 
 
-def _nested(value: Any, field: FieldDescriptor, other: Any, there: FieldDescriptor, full_name: str, renames: Renames) -> Iterator[tuple[str, str]]:
+def _nested(value: Any, field: AnyField, other: Any, there: AnyField, full_name: str, renames: Renames) -> Iterator[tuple[str, str]]:
     entry, other_entry = field.message_type, there.message_type
     if is_map(field):
         entry, other_entry = entry.fields_by_name["value"].message_type, other_entry.fields_by_name["value"].message_type
@@ -109,7 +133,7 @@ def _nested(value: Any, field: FieldDescriptor, other: Any, there: FieldDescript
     else:
         pairs = [(value, other)]
     for one, two in pairs:
-        yield from _between(one, entry, two, other_entry, renames)
+        yield from between(one, entry, two, other_entry, renames)
 
 
 def _same(one: Any, two: Any) -> bool:
@@ -119,7 +143,7 @@ def _same(one: Any, two: Any) -> bool:
         return one.keys() == two.keys() and all(_same(one[key], two[key]) for key in one)
     if one is ABSENT or two is ABSENT:
         return one is two
-    return type(one) is type(two) and (one == two or (one != one and two != two))  # a NaN is a NaN  # noqa: PLR0124
+    return type(one) is type(two) and (one == two or (one != one and two != two))  # a NaN is a NaN
 
 
 def _is_nothing(value: Any) -> bool:
@@ -162,7 +186,7 @@ def copy_by_name(source: Message, target: Message, renames: Renames) -> Iterator
             yield full_name, f"{shown(value)} cannot be sent as {_type_of(there)}: {type(error).__name__}"
 
 
-def _copy_field(value: Any, field: FieldDescriptor, target: Message, there: FieldDescriptor, renames: Renames) -> Iterator[tuple[str, str]]:
+def _copy_field(value: Any, field: AnyField, target: Message, there: AnyField, renames: Renames) -> Iterator[tuple[str, str]]:
     room: Any = getattr(target, there.name)
     if is_map(field):
         inner, inner_there = (one.message_type.fields_by_name["value"] for one in (field, there))
@@ -184,22 +208,27 @@ def _copy_field(value: Any, field: FieldDescriptor, target: Message, there: Fiel
         setattr(target, there.name, _translated(value, field, there))
 
 
-def _translated(value: Any, field: FieldDescriptor, there: FieldDescriptor) -> Any:
+def _translated(value: Any, field: AnyField, there: AnyField) -> Any:
     """An enum's value has the number that the other schema gives to its name."""
-    if field.enum_type is None or there.enum_type is None:
+    if field.enum_type is None or there.enum_type is None or value not in field.enum_type.values_by_number:
         return value
-    return there.enum_type.values_by_name[field.enum_type.values_by_number[value].name].number if value in field.enum_type.values_by_number else value
+    name = field.enum_type.values_by_number[value].name
+    if name not in there.enum_type.values_by_name:
+        raise ValueError(f"no value {name}")
+    return there.enum_type.values_by_name[name].number
 
 
-def _type_of(field: FieldDescriptor) -> str:
+def _type_of(field: AnyField) -> str:
     kind = field.message_type or field.enum_type
     return kind.full_name if kind is not None else _TYPE_NAMES[field.type]
 
 
-_TYPE_NAMES: Final = {getattr(FieldDescriptor, name): name.removeprefix("TYPE_").lower() for name in dir(FieldDescriptor) if name.startswith("TYPE_")}
+_TYPE_NAMES: Final = {
+    getattr(FieldDescriptor, name): name.removeprefix("TYPE_").lower() for name in dir(FieldDescriptor) if name.startswith("TYPE_")
+}
 
 
-def samples(field: FieldDescriptor) -> list[Any]:
+def samples(field: AnyField) -> list[Any]:
     """Values of one scalar: its default, an ordinary one, and the ends of its range; every value of an enum."""
     if field.enum_type is not None:
         return [value.number for value in field.enum_type.values]
@@ -220,7 +249,7 @@ def samples(field: FieldDescriptor) -> list[Any]:
             return [0, 5, -1, 2**63 - 1]
 
 
-def is_map(field: FieldDescriptor) -> bool:
+def is_map(field: AnyField) -> bool:
     """Whether a field is a map, which the wire holds as a repeated message."""
     return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 

@@ -42,6 +42,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     dialect: str
     candidate: str
     schema_hash: str
+    known_as: str
+    """Which published schema it is, where that is known; empty for a new one."""
     baseline: str
     seed: int
     changes: tuple[Change, ...]
@@ -77,7 +79,7 @@ def encode_table(report: Report) -> Iterator[str]:
     """The report as lines."""
     verdict = "nothing is wrong" if report.is_clean else "needs work"
     yield f"{report.dialect}: {report.candidate} against {report.baseline}: {report.severity or 'the same schema'}; {verdict}"
-    yield f"schema hash {report.schema_hash}"
+    yield f"schema hash {report.schema_hash}" + (f", published as {report.known_as}" if report.known_as else "")
     yield from _section("Changes", describe_changes(report.changes))
     width = max((len(law.name) for law in report.laws), default=0)
     yield ""
@@ -89,7 +91,8 @@ def encode_table(report: Report) -> Iterator[str]:
     yield from _section("New, and neither read nor written by the adapter", list(report.unmapped))
     if report.unused:
         yield ""
-        yield f"New in parts that the codec does not use: {len(report.unused)} ({', '.join(report.unused[:3])}{', ...' if len(report.unused) > 3 else ''})"
+        named = ", ".join(report.unused[:3]) + (", ..." if len(report.unused) > 3 else "")
+        yield f"New in parts that the codec does not use: {len(report.unused)} ({named})"
     yield from _section("To do", [f"{place}. {text}" for place, text in enumerate(report.to_do, 1)])
 
 

@@ -105,8 +105,10 @@ def _read(source: str, dialect: str | None) -> Schema:
                 # The user named a package and knows nothing of where it was unpacked.
                 raise UsageError(str(error).replace(f"{scratch}/unpacked", source).replace(scratch, source)) from None
     else:
-        names = sorted({name for known, names in SNAPSHOTS.items() if dialect in (None, known) for name in names})
-        raise UsageError(f"{source}: neither a file or folder, nor PACKAGE==VERSION, nor a snapshot (there are: {', '.join(names)})")
+        of = f" of {dialect}" if dialect else ""
+        raise UsageError(
+            f"{source}: neither a file or folder, nor PACKAGE==VERSION, nor a snapshot{of} (`gaie-codec proto list` shows them)"
+        )
     if not any(file.message_type or file.service for file in own_files(schema.files)):
         raise UsageError(f"{source}: the schema declares no message and no service")
     return schema

@@ -38,27 +38,27 @@ class Engine:
         self.script = script
         self.requests: list[InferenceRequest] = []
         self.aborted: list[str] = []
-        self._running: dict[str, asyncio.Event] = {}
+        # By event, not by id: like vLLM's engine, which adds a suffix of its own, it takes an id that is running already.
+        self._running: dict[asyncio.Event, str] = {}
 
     @property
     def running(self) -> tuple[str, ...]:
         """Ids of the requests being answered, oldest first."""
-        return tuple(self._running)
+        return tuple(self._running.values())
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """End these requests with finish_reason "abort". Ids that are not running are ignored, as in vLLM."""
-        for request_id in request_ids:
-            event = self._running.get(request_id)
-            if event is not None and not event.is_set():
-                event.set()
-                self.aborted.append(request_id)
+        for asked in request_ids:
+            for event, request_id in self._running.items():
+                if request_id == asked and not event.is_set():
+                    event.set()
+                    self.aborted.append(request_id)
 
     async def generate(self, request: InferenceRequest, send: Callable[[Event], Awaitable[None]]) -> None:
         """Answer one request. Raises CodecError with the code and the message of the status to end with."""
         self.requests.append(request)
-        if request.request_id in self._running:
-            raise MalformedRequestError(f"Request id {request.request_id} already running.")
-        abort = self._running[request.request_id] = asyncio.Event()
+        abort = asyncio.Event()
+        self._running[abort] = request.request_id
         try:
             await self._answer(request, send, abort)
         except asyncio.CancelledError:
@@ -66,7 +66,7 @@ class Engine:
                 self.aborted.append(request.request_id)
             raise
         finally:
-            del self._running[request.request_id]
+            del self._running[abort]
 
     async def _answer(self, request: InferenceRequest, send: Callable[[Event], Awaitable[None]], abort: asyncio.Event) -> None:
         token_ids = request.prompt_token_ids

@@ -84,6 +84,11 @@ class Snapshot:
             server_streaming=method.server_streaming,
         )
 
+    def method_at(self, path: str) -> Method:
+        """The method behind the `:path` of a call, `/service/method`. Raises UsageError if the snapshot has none there."""
+        service, _, name = path.removeprefix("/").partition("/")
+        return self.method(service, name)
+
     def has_method(self, service: str, name: str) -> bool:
         """Whether a service has a method of that name. Raises UsageError if the snapshot has no such service."""
         return name in self._find(self.pool.FindServiceByName, "service", service).methods_by_name

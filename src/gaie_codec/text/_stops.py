@@ -28,6 +28,8 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str], *, holdback: Literal["prefix", "window"] = "prefix") -> None:
         if not stops or not all(stops):
             raise UsageError("a StopMatcher needs at least one stop string, none of them empty")
+        if holdback not in ("prefix", "window"):
+            raise UsageError(f"holdback is {holdback!r}, not 'prefix' or 'window'")
         # Longest first, so that the first of several with the same end is the longest.
         self._scanners = [_Scanner(stop) for stop in sorted(set(stops), key=lambda stop: (-len(stop), stop))]
         self._starts = frozenset(stop[0] for stop in stops)
