@@ -147,10 +147,10 @@ def test_an_event_without_its_blank_line_is_not_dispatched(tail):
 
 
 def test_the_limit_is_on_one_event():
-    at = b"data: " + b"x" * 13 + b"\n"
-    assert len(at) == 20
+    at = b"data: " + b"x" * 15 + b"\n"
+    assert len(at) == 22, "line ends do not count"
     assert read([at + b"\n"], max_event_bytes=21)[1] is None
     assert read([(at + b"\n") * 50], max_event_bytes=21)[1] is None, "one event, not the stream"
-    assert read([at + at + b"\n"], max_event_bytes=39)[1] == "an event of more than 39 bytes"
+    assert read([at + at + b"\n"], max_event_bytes=41)[1] == "an event of more than 41 bytes"
     assert read([b"x"] * 22, max_event_bytes=21)[1] == "an event of more than 21 bytes", "also without any line end"
     assert [event.data for event in read([b"data: a\n\n" + at + at], max_event_bytes=21)[0]] == ["a"], "events before it are delivered"

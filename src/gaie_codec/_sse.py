@@ -34,7 +34,10 @@ class ServerSentEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SSEDecoder:
-    """Bytes, cut anywhere, to events. An event that the stream does not end with a blank line is not dispatched."""
+    """Bytes, cut anywhere, to events. An event that the stream does not end with a blank line is not dispatched.
+
+    `max_event_bytes` is for one event, comments before it included, without line ends.
+    """
 
     __slots__ = ("_at_start", "_buffer", "_data", "_event", "_id", "_size", "_skip_lf", "max_event_bytes")
 
