@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-oldest lint format bench fuzz data clean help
+.PHONY: demo test test-oldest lint format bench fuzz published data clean help
 
 help:
 	@echo "make demo    run the main job: a real OpenAI client through serve and a simulated model server"
@@ -14,6 +14,7 @@ help:
 	@echo "make fuzz    random bytes at every public door, bounded (FUZZ_SECONDS=20 each)"
 	@echo "make test-oldest   the tests, with the oldest dependencies that pyproject.toml allows"
 	@echo "make bench   cost per streamed token, as a ratio to the floor"
+	@echo "make published   compare the vendored protos with the published packages"
 	@echo "make data    regenerate run-time data from proto_vendor/"
 
 $(STAMP): pyproject.toml
@@ -41,6 +42,10 @@ format: $(STAMP)
 FUZZ_SECONDS ?= 20
 fuzz: $(STAMP)
 	for target in fuzz/fuzz_*.py; do $(BIN)/python $$target --seconds $(FUZZ_SECONDS) || exit 1; done
+
+# Downloads every vendored smg-grpc-proto release and compares its descriptors with ours.
+published: $(STAMP)
+	$(BIN)/python tools/vendor.py check-published
 
 bench: $(STAMP)
 	$(BIN)/python bench/per_chunk.py

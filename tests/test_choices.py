@@ -430,3 +430,13 @@ def test_the_plain_path_leaves_what_needs_a_decision(sampling, token_ids):
     choice = choice_for(**sampling)
     assert choice.receive_plain(token_ids) is None
     assert choice.completion_tokens == 0, "it took nothing yet"
+
+
+@pytest.mark.parametrize("sampling", [{"max_tokens": 3}, {"stop": ("Hello",)}, {"stop_token_ids": (HELLO[0],)}])
+def test_a_server_that_never_ends_is_not_held_for_ever(sampling):
+    choice = choice_for(**sampling)
+    seen = [choice.receive_tokens(tokens(HELLO[0])) for _ in range(6000)]
+    told = [delta for delta in seen if delta is not None]
+    assert sum(len(delta.token_ids) for delta in told) > 4000
+    text = text_of([*told, choice.receive_finish(finish(finish_reason="length"))])
+    assert text == text_of([choice_for().receive_tokens(tokens(HELLO[0]))]) * 6000

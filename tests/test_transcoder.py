@@ -637,3 +637,17 @@ def test_a_trailers_only_answer_ends_in_either_way(end):
     head, body, _ = end(response)
     assert head.status == 404
     assert json.loads(body.data)["error"]["message"] == "gone"
+
+
+def test_a_message_without_its_frame_has_the_same_limit():
+    transcoder = Transcoder("vllm.engine", tokenizer=TOKENIZER, limits=Limits(max_message_bytes=10))
+    response = call(transcoder).response(created=1)
+    response.receive_headers()
+    assert response.receive_message(bytes(11))[0].status == 502
+    assert "over the limit of 10" in str(response.error)
+
+
+def test_a_compressed_body_is_refused_by_name():
+    with pytest.raises(MalformedRequestError) as caught:
+        TRANSCODER.request("POST", "/v1/chat/completions", {"content-encoding": "gzip"}, b"{}", request_id="r")
+    assert caught.value.param == "content-encoding"

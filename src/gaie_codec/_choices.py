@@ -9,6 +9,7 @@ finish_reason rides on the last text, as vLLM sends it, and nothing that must be
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .text import Tokenizer
 
 _NEVER = 1 << 62
+# A server that goes on for so long after what looked like the end has not ended there.
+_MAX_HELD_TOKENS = 4096
 _MIN_LOGPROB = -9999.0
 
 
@@ -52,11 +55,11 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class _Held(msgspec.Struct):
-    """A delta that waits for its finish. `last` is the stop token that ended it, not yet decoded: it may have to be hidden."""
+    """Deltas that wait for their finish. `last` is the stop token that ended them, not yet decoded: it may have to be hidden."""
 
-    text: str = ""
+    texts: list[str] = []
     token_ids: list[int] = []
-    logprobs: tuple[TextLogprob, ...] = ()
+    logprobs: list[TextLogprob] = []
     last: list[int] = []
 
 
@@ -73,6 +76,7 @@ class Choice:
         "_matcher",
         "_max_tokens",
         "_min_tokens",
+        "_new_matcher",
         "_stop_ids",
         "_top",
         "completion_tokens",
@@ -105,7 +109,8 @@ class Choice:
         self._include_stop = params.include_stop_str_in_output
         # vLLM's own server holds nothing back when the stop string is to be shown.
         holdback = "prefix" if self._include_stop else stop_holdback
-        self._matcher = StopMatcher(params.stop, holdback=holdback) if params.stop else None
+        self._new_matcher = partial(StopMatcher, params.stop, holdback=holdback)
+        self._matcher = self._new_matcher() if params.stop else None
         self._min_tokens = params.min_tokens
         self._max_tokens = params.max_tokens or _NEVER
         self._stop_ids = eos_token_ids.union(params.stop_token_ids) if not params.ignore_eos else frozenset(params.stop_token_ids)
@@ -125,7 +130,7 @@ class Choice:
         text = matcher.feed(self._detokenizer.decode(token_ids))
         if matcher.matched is None:
             return text
-        self._held = _Held(text)
+        self._held = _Held([text])
         self._is_busy = True
         return ""
 
@@ -138,18 +143,30 @@ class Choice:
             return None
         self.completion_tokens += len(token_ids)
         stopped = token_ids[-1] in self._stop_ids
-        # A held delta that more tokens follow was not the last one after all: it goes before them.
-        held = self._held or _Held()
-        text = held.text + self._text(held.last) + self._text(token_ids[:-1] if stopped else token_ids)
-        all_ids = held.token_ids + token_ids
-        logprobs = held.logprobs + self._logprob_texts(token_ids, event.logprobs)
+        held = self._held
+        text = (self._text(held.last) if held is not None else "") + self._text(token_ids[:-1] if stopped else token_ids)
+        logprobs = self._logprob_texts(token_ids, event.logprobs)
+        at_limit = self.completion_tokens - len(token_ids) < self._max_tokens <= self.completion_tokens
         matched = self._matcher is not None and self._matcher.matched is not None
-        if stopped or matched or self.completion_tokens >= self._max_tokens:
-            self._held = _Held(text, all_ids, logprobs, token_ids[-1:] if stopped else [])
-            self._is_busy = True  # for good: it hardly ever goes on from here
+        if (stopped or at_limit or matched) and (held is None or len(held.token_ids) < _MAX_HELD_TOKENS):
+            if held is None:
+                held = self._held = _Held()
+                self._is_busy = True  # for good: it hardly ever goes on from here
+            held.texts.append(text)
+            held.token_ids += token_ids
+            held.logprobs += logprobs
+            held.last = token_ids[-1:] if stopped else []
             return None
+        if held is None:
+            return Delta(self.index, text, token_ids, logprobs)
+        # What more tokens follow was not the last after all: it goes before them.
         self._held = None
-        return Delta(self.index, text, all_ids, logprobs)
+        if stopped:
+            text += self._text(token_ids[-1:])
+        if matched and self._matcher is not None:
+            text += self._matcher.flush()
+            self._matcher = self._new_matcher()
+        return Delta(self.index, "".join([*held.texts, text]), held.token_ids + token_ids, (*held.logprobs, *logprobs))
 
     def receive_finish(self, event: FinishEvent) -> Delta:
         """The last delta. Raises OutOfOrderError on a second finish, UpstreamStatusError when the server gave up on the choice."""
@@ -168,7 +185,7 @@ class Choice:
         ended_by_token = reason == "stop" and bool(undecoded) and undecoded[-1] in self._stop_ids
         if ended_by_token and not self._include_stop:
             undecoded = undecoded[:-1]
-        text = held.text + self._text(undecoded)
+        text = "".join(held.texts) + self._text(undecoded)
         stop_text = matched if isinstance(matched, str) else None
         if self._matcher is not None:
             # The server decides which stop string it was; a snapshot whose server cannot say leaves it to us.
@@ -179,7 +196,7 @@ class Choice:
             self.index,
             text,
             held.token_ids + unseen,
-            held.logprobs + self._logprob_texts(unseen, unseen_logprobs),
+            (*held.logprobs, *self._logprob_texts(unseen, unseen_logprobs)),
             reason,
             matched if matched is not None else stop_text,
             event.kv_transfer_params,
@@ -190,10 +207,10 @@ class Choice:
         if self.finished:
             return None
         held, self._held = self._held or _Held(), None
-        text = held.text
+        text = "".join(held.texts)
         if self._matcher is not None:
             text += self._release(self._matcher, self._matcher.matched)
-        return Delta(self.index, text, held.token_ids, held.logprobs) if text or held.logprobs else None
+        return Delta(self.index, text, held.token_ids, tuple(held.logprobs)) if text or held.logprobs else None
 
     def _text(self, token_ids: list[int]) -> str:
         """Decode, and pass the stop matcher. vLLM ignores a stop string that ends within the first min_tokens tokens."""

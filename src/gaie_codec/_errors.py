@@ -193,7 +193,9 @@ class UpstreamStatusError(CodecError):
         if code is Code.OK:
             raise UsageError("OK is not an error")
         entry = CODE_TABLE[code]
-        super().__init__(entry.message if entry.status >= 500 or not detail else detail, detail=f"{code.name}: {detail}")
+        # CANCELLED is a gRPC library's or a proxy's, never the server's word about the request.
+        is_internal = entry.status >= 500 or code is Code.CANCELLED
+        super().__init__(entry.message if is_internal or not detail else detail, detail=f"{code.name}: {detail}")
         self.code = code
         self.http_status = entry.status
         self.error_type = entry.type

@@ -16,6 +16,7 @@ from ._choices import Choice, Delta
 from ._errors import (
     Code,
     CodecError,
+    FramingError,
     MalformedMessageError,
     OutOfOrderError,
     TruncatedResponseError,
@@ -190,6 +191,8 @@ class Response:
             return ()
         parts: list[bytes] = []
         try:
+            if len(message) > self._frames.max_message_bytes:
+                raise FramingError(f"a message of {len(message)} bytes is over the limit of {self._frames.max_message_bytes}")
             self._message(message, parts)
         except CodecError as error:
             return self._fail(error, parts)

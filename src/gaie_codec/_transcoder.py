@@ -112,6 +112,8 @@ class Transcoder:
             raise MalformedRequestError(
                 "Unsupported Media Type: Only 'application/json' is allowed; send content-type: application/json", param="content-type"
             )
+        if fields.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise MalformedRequestError("a compressed body is not supported; send it without content-encoding", param="content-encoding")
         decoded = chat.decode_request(
             body, request_id=request_id, fixed_id=fields.get("x-request-id"), tokenizer=self.tokenizer, model=self.model
         )

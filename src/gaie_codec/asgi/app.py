@@ -20,6 +20,7 @@ from .. import (
     Code,
     CodecError,
     EndOfBody,
+    RequestError,
     RequestTooLargeError,
     ResponseHead,
     UnsupportedEndpointError,
@@ -47,6 +48,8 @@ _MAX_DROPPED_HEADER_BYTES: Final = 2048
 _MAX_REQUEST_ID_LENGTH: Final = 256
 # A longer body is decoded in a thread: tokenizing takes 0.4 ms per KiB, in which no other stream would get its tokens.
 _MAX_INLINE_BYTES: Final = 32 * 1024
+# Shorter than the grace that SIGTERM gives, so that a client which never sends its body does not use it up.
+_BODY_TIMEOUT_S: Final = 25
 
 _log = logging.getLogger("gaie_codec.asgi")
 
@@ -140,7 +143,7 @@ class _App:
             await reply.send((ResponseHead(200, (("content-length", "0"),)), EndOfBody()))
         else:
             # Only a POST can have an endpoint; for all else the transcoder knows the error without the body.
-            body = await self._read_body(headers, receive) if method == "POST" else b""
+            body = await self._read_body_in_time(headers, receive) if method == "POST" else b""
             decode = self._transcoder.request
             own_id = uuid.uuid4().hex
             if len(body) > _MAX_INLINE_BYTES:
@@ -151,6 +154,15 @@ class _App:
             if "x-request-id" not in headers:
                 reply.request_id = call.inference.request_id
             await self._run(call, receive, reply)
+
+    async def _read_body_in_time(self, headers: dict[str, str], receive: Receive) -> bytes:
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                return await self._read_body(headers, receive)
+        except TimeoutError:
+            late = RequestError(f"the body did not arrive within {_BODY_TIMEOUT_S} s")
+            late.http_status, late.error_type = 408, "RequestTimeoutError"
+            raise late from None
 
     async def _read_body(self, headers: dict[str, str], receive: Receive) -> bytes:
         limit = self._transcoder.limits.max_request_bytes

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-from .. import Code, MalformedMessageError, UpstreamStatusError, UsageError, __version__
+from .. import Code, Limits, MalformedMessageError, UpstreamStatusError, UsageError, __version__
 
 try:
     import grpc
@@ -19,8 +19,9 @@ except ModuleNotFoundError as error:
 
 _TARGET: Final = re.compile(r"(?:grpc://)?(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/?#@\s]+):(\d{1,5})/?")
 _OPTIONS: Final = (
-    # A long answer with top_logprobs is one message of more than grpcio's 4 MiB. What is too much for us is `Limits.max_message_bytes`.
-    ("grpc.max_receive_message_length", -1),
+    # A long answer with top_logprobs is one message of more than grpcio's 4 MiB. `Limits.max_message_bytes` has the say (502); from twice
+    # its default on, which only a compression bomb reaches, grpcio stops inflating and reports RESOURCE_EXHAUSTED.
+    ("grpc.max_receive_message_length", 2 * Limits().max_message_bytes),
     ("grpc.max_send_message_length", -1),
     # A dead peer is noticed by pings, sent only while calls are open. Not more often than every 5 minutes: grpcio's servers hang up on
     # those who do, by their default settings, and a long prefill is silent (measured: pings every 30 s end a silent call after 240 s).
@@ -30,6 +31,9 @@ _OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
+    # Else a grpc-message of 17 KB comes out as RESOURCE_EXHAUSTED.
+    ("grpc.max_metadata_size", 256 * 1024),
+    ("grpc.absolute_max_metadata_size", 512 * 1024),
     ("grpc.primary_user_agent", f"gaie-codec/{__version__}"),
 )
 

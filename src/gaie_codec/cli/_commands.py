@@ -31,6 +31,8 @@ class _Group(click.Group):
             param = getattr(error, "param", None)
             text = " ".join(str(error).split())
             raise click.ClickException(f"{param}: {text}" if param and param not in text else text) from error
+        except UnicodeError as error:
+            raise click.ClickException("an argument is not valid UTF-8") from error
         except ImportError as error:
             raise click.ClickException(f"{error}; extras install what is missing: pip install gaie-codec[all]") from error
 

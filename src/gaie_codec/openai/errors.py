@@ -12,9 +12,10 @@ def encode_error(error: CodecError) -> bytes:
     return msgspec.json.encode(
         {
             "error": {
-                "message": error.message,
+                # A host's gRPC library, or a chat template, may put lone surrogates into a text.
+                "message": error.message.encode("utf-8", "replace").decode(),
                 "type": error.error_type,
-                "param": error.param,
+                "param": error.param and error.param.encode("utf-8", "replace").decode(),
                 "code": error.http_status,
             }
         }

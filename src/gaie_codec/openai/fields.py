@@ -16,6 +16,7 @@ import msgspec
 from .._errors import MalformedRequestError
 
 _TRUE: Final = frozenset(("1", "true", "t", "yes", "y", "on"))
+_MAX_MESSAGE: Final = 500  # characters; a number may have 4300 digits
 _FALSE: Final = frozenset(("0", "false", "f", "no", "n", "off"))
 
 
@@ -74,7 +75,8 @@ def type_error(loc: str, kind: str, message: str) -> MalformedRequestError:
 def range_error(name: str, message: str, value: object = None) -> MalformedRequestError:
     """A value of the right type which its field does not allow. `value`, when given, is repeated: numbers only."""
     suffix = f" (parameter={name}, value={value})" if value is not None else f" (parameter={name})"
-    return MalformedRequestError(message + suffix, param=name)
+    text = message + suffix
+    return MalformedRequestError(text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}...", param=name)
 
 
 def int_field(body: Mapping[str, Any], name: str, *, loc: str | None = None) -> int | None:

@@ -93,6 +93,9 @@ class SimServer:
         """Listen on "HOST:PORT", where port 0 is any free one; returns the port. Raises UsageError if that is impossible."""
         if self._server is not None:
             raise UsageError("the server has been started")
+        host, _, number = address.rpartition(":")
+        if not host or not number.isdecimal() or int(number) > 65535:
+            raise UsageError(f"listen {address}: not of the form HOST:PORT")
         snapshot = self.adapter.snapshot
         server = grpc.aio.server(options=_OPTIONS)
         for service, methods in _DIALECTS[self.adapter.dialect].items():

@@ -119,6 +119,10 @@ class HuggingFaceTokenizer:
             return self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
         except (TypeError, UnicodeEncodeError):
             raise MalformedRequestError("text with a lone surrogate is not Unicode and cannot be tokenized") from None
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a vocabulary without an unknown token; or a panic, which is no Exception (11 MB of spaces)
+            raise MalformedRequestError(f"the model's tokenizer cannot encode this text of {len(text)} characters") from error
 
     def render_chat(
         self,
