@@ -224,10 +224,10 @@ def test_text_is_kept_when_the_servers_stop_string_is_not_in_ours():
     assert deltas[-1].stop_reason == "STOP"
 
 
-def test_the_server_decides_which_end_it_was():
+def test_a_stop_string_counts_even_where_the_server_passed_over_it():
     choice = choice_for(stop=("STOP",))
     deltas = run(choice, tokens(*STOP[:5]), finish(finish_reason="length"))
-    assert (text_of(deltas), deltas[-1].stop_reason) == (" STOP", None)
+    assert (text_of(deltas), deltas[-1].finish_reason, deltas[-1].stop_reason) == (" ", "stop", "STOP")
 
 
 def test_eos_after_text_that_ended_it_wins_over_our_stop_string():
@@ -432,7 +432,7 @@ def test_the_plain_path_leaves_what_needs_a_decision(sampling, token_ids):
     assert choice.completion_tokens == 0, "it took nothing yet"
 
 
-@pytest.mark.parametrize("sampling", [{"max_tokens": 3}, {"stop": ("Hello",)}, {"stop_token_ids": (HELLO[0],)}])
+@pytest.mark.parametrize("sampling", [{"max_tokens": 3}, {"stop": ("never",)}, {"stop_token_ids": (HELLO[0],)}])
 def test_a_server_that_never_ends_is_not_held_for_ever(sampling):
     choice = choice_for(**sampling)
     seen = [choice.receive_tokens(tokens(HELLO[0])) for _ in range(6000)]
@@ -440,3 +440,13 @@ def test_a_server_that_never_ends_is_not_held_for_ever(sampling):
     assert sum(len(delta.token_ids) for delta in told) > 4000
     text = text_of([*told, choice.receive_finish(finish(finish_reason="length"))])
     assert text == text_of([choice_for().receive_tokens(tokens(HELLO[0]))]) * 6000
+
+
+def test_nothing_is_kept_of_a_server_that_goes_on_long_after_a_stop_string():
+    piece = text_of(run(choice_for(), tokens(HELLO[0])))
+    choice = choice_for(stop=(piece * 2,))
+    assert [choice.receive_tokens(tokens(HELLO[0])) for _ in range(6000)].count(None) >= 5999
+    last = choice.receive_finish(finish(finish_reason="length"))
+    assert (last.text, last.finish_reason, last.stop_reason) == ("", "stop", piece * 2)
+    assert len(last.token_ids) < 5000
+    assert choice.completion_tokens == 6000

@@ -55,7 +55,10 @@ def check_published(root: Path) -> list[str]:
         return faults
 
     with ThreadPoolExecutor(4) as threads:
-        return [problem for some in threads.map(problems, versions) for problem in some]
+        found = [problem for some in threads.map(problems, versions) for problem in some]
+    if not found:
+        print(f"{len(versions)} published releases of smg-grpc-proto have the schemas that {PUBLISHED} says")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:

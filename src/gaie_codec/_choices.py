@@ -9,7 +9,6 @@ finish_reason rides on the last text, as vLLM sends it, and nothing that must be
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from .text import Tokenizer
 
 _NEVER = 1 << 62
-# A server that goes on for so long after what looked like the end has not ended there.
+# A server that goes on for so long after a stop token or max_tokens has not ended there; after a stop string, nothing more is kept.
 _MAX_HELD_TOKENS = 4096
 _MIN_LOGPROB = -9999.0
 
@@ -76,7 +75,6 @@ class Choice:
         "_matcher",
         "_max_tokens",
         "_min_tokens",
-        "_new_matcher",
         "_stop_ids",
         "_top",
         "completion_tokens",
@@ -109,8 +107,7 @@ class Choice:
         self._include_stop = params.include_stop_str_in_output
         # vLLM's own server holds nothing back when the stop string is to be shown.
         holdback = "prefix" if self._include_stop else stop_holdback
-        self._new_matcher = partial(StopMatcher, params.stop, holdback=holdback)
-        self._matcher = self._new_matcher() if params.stop else None
+        self._matcher = StopMatcher(params.stop, holdback=holdback) if params.stop else None
         self._min_tokens = params.min_tokens
         self._max_tokens = params.max_tokens or _NEVER
         self._stop_ids = eos_token_ids.union(params.stop_token_ids) if not params.ignore_eos else frozenset(params.stop_token_ids)
@@ -144,11 +141,12 @@ class Choice:
         self.completion_tokens += len(token_ids)
         stopped = token_ids[-1] in self._stop_ids
         held = self._held
+        if self._has_matched() and held is not None and len(held.token_ids) >= _MAX_HELD_TOKENS:
+            return None  # long past the stop string: only the count matters
         text = (self._text(held.last) if held is not None else "") + self._text(token_ids[:-1] if stopped else token_ids)
         logprobs = self._logprob_texts(token_ids, event.logprobs)
         at_limit = self.completion_tokens - len(token_ids) < self._max_tokens <= self.completion_tokens
-        matched = self._matcher is not None and self._matcher.matched is not None
-        if (stopped or at_limit or matched) and (held is None or len(held.token_ids) < _MAX_HELD_TOKENS):
+        if self._has_matched() or ((stopped or at_limit) and (held is None or len(held.token_ids) < _MAX_HELD_TOKENS)):
             if held is None:
                 held = self._held = _Held()
                 self._is_busy = True  # for good: it hardly ever goes on from here
@@ -163,9 +161,6 @@ class Choice:
         self._held = None
         if stopped:
             text += self._text(token_ids[-1:])
-        if matched and self._matcher is not None:
-            text += self._matcher.flush()
-            self._matcher = self._new_matcher()
         return Delta(self.index, "".join([*held.texts, text]), held.token_ids + token_ids, (*held.logprobs, *logprobs))
 
     def receive_finish(self, event: FinishEvent) -> Delta:
@@ -188,9 +183,9 @@ class Choice:
         text = "".join(held.texts) + self._text(undecoded)
         stop_text = matched if isinstance(matched, str) else None
         if self._matcher is not None:
-            # The server decides which stop string it was; a snapshot whose server cannot say leaves it to us.
-            if stop_text is None and matched is None and reason == "stop" and not ended_by_token:
-                stop_text = self._matcher.matched
+            # The server decides which of several stop strings it was. Where it names none, or has passed over one, ours counts.
+            if stop_text is None and self._matcher.matched is not None:
+                reason, matched, stop_text = "stop", None, self._matcher.matched
             text += self._release(self._matcher, stop_text)
         return Delta(
             self.index,
@@ -211,6 +206,9 @@ class Choice:
         if self._matcher is not None:
             text += self._release(self._matcher, self._matcher.matched)
         return Delta(self.index, text, held.token_ids, tuple(held.logprobs)) if text or held.logprobs else None
+
+    def _has_matched(self) -> bool:
+        return self._matcher is not None and self._matcher.matched is not None
 
     def _text(self, token_ids: list[int]) -> str:
         """Decode, and pass the stop matcher. vLLM ignores a stop string that ends within the first min_tokens tokens."""
