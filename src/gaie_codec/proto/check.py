@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from .. import UsageError, adapters, snapshots
 from ..adapters.base import Adapter
+from ..snapshots import is_repeated
 from .canonical import normalized, schema_hash
 from .catalogue import provenance, published
 from .diff import Change, compare
@@ -153,7 +154,7 @@ def _places(message: Message, full_name: str) -> Iterator[Message]:
         yield message
     for field, value in message.ListFields():
         if field.message_type is not None and not is_map(field):
-            for child in value if field.is_repeated else (value,):
+            for child in value if is_repeated(field) else (value,):
                 yield from _places(child, full_name)
 
 
@@ -167,11 +168,11 @@ def _set(message: Message, field: AnyField, depth: int = 3) -> None:
         else:
             room[samples(key)[-1]].SetInParent()
     elif field.message_type is not None:
-        inner = room.add() if field.is_repeated else room
+        inner = room.add() if is_repeated(field) else room
         inner.SetInParent()
         for nested in field.message_type.fields if depth else ():
             _set(inner, nested, depth - 1)
-    elif field.is_repeated:
+    elif is_repeated(field):
         room.append(samples(field)[-1])
     else:
         setattr(message, field.name, samples(field)[-1])

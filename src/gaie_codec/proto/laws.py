@@ -20,7 +20,7 @@ from hypothesis.strategies import SearchStrategy
 
 from .. import CodecError, InferenceRequest, Transcoder, UsageError
 from ..adapters.base import Adapter
-from ..snapshots import Snapshot
+from ..snapshots import Snapshot, is_repeated
 from ..testing import ByteTokenizer, event_streams, inference_requests, openai_requests
 from .meaning import AnyDescriptor, AnyField, Renames, copy_by_name, differences, is_map, samples
 from .report import Finding, Law
@@ -164,8 +164,8 @@ def variants(descriptor: AnyDescriptor) -> Iterator[tuple[str, Message]]:
                 else:
                     room[key] = value
             elif field.message_type is not None:
-                (room.add() if field.is_repeated else room).SetInParent()
-            elif field.is_repeated:
+                (room.add() if is_repeated(field) else room).SetInParent()
+            elif is_repeated(field):
                 room.append(value)
             else:
                 setattr(message, field.name, value)

@@ -13,6 +13,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from ..snapshots import is_repeated
+
 __all__ = [
     "ABSENT",
     "AnyDescriptor",
@@ -59,7 +61,7 @@ def _said(message: Message, field: AnyField) -> Any:
     if is_map(field):
         inner = field.message_type.fields_by_name["value"]
         return {key: _value(value[key], inner) for key in value}
-    if field.is_repeated:
+    if is_repeated(field):
         return [_value(item, field) for item in value]
     if field.has_presence and not message.HasField(field.name):
         return ABSENT
@@ -102,7 +104,7 @@ def between(
             field.message_type is None
             or there.message_type is None
             or is_map(field) != is_map(there)
-            or field.is_repeated != there.is_repeated
+            or is_repeated(field) != is_repeated(there)
         ):
             if not _same(value, read[there.name]):
                 yield full_name, f"sent {shown(value)}, read {shown(read[there.name])}"
@@ -122,7 +124,7 @@ def _nested(value: Any, field: AnyField, other: Any, there: AnyField, full_name:
                 yield full_name, f"sent {shown(value)}, read {shown(other)}"
             return
         pairs = [(value[key], other[key]) for key in value]
-    elif field.is_repeated:
+    elif is_repeated(field):
         if len(value) != len(other):
             yield full_name, f"sent {len(value)} of them, read {len(other)}"
         pairs = list(zip(value, other, strict=False))
@@ -160,7 +162,7 @@ def _left_over(message: Message) -> Iterator[tuple[str, int]]:
             inner = field.message_type.fields_by_name["value"].message_type
             children = list(value.values()) if inner is not None else []
         else:
-            children = list(value) if field.is_repeated else [value]
+            children = list(value) if is_repeated(field) else [value]
         for child in children:
             yield from _left_over(child)
 
@@ -171,7 +173,7 @@ def copy_by_name(source: Message, target: Message, renames: Renames) -> Iterator
         value = getattr(source, field.name)
         full_name = f"{source.DESCRIPTOR.full_name}.{field.name}"
         there = target.DESCRIPTOR.fields_by_name.get(renames.get(full_name, field.name))
-        if _is_nothing(value) if field.is_repeated else field.has_presence and not source.HasField(field.name):
+        if _is_nothing(value) if is_repeated(field) else field.has_presence and not source.HasField(field.name):
             continue
         if there is None:
             if field.has_presence or not _is_nothing(value):
@@ -195,7 +197,7 @@ def _copy_field(value: Any, field: AnyField, target: Message, there: AnyField, r
                 yield from copy_by_name(value[key], room[key], renames)
             else:
                 room[key] = _translated(value[key], inner, inner_there)
-    elif field.is_repeated:
+    elif is_repeated(field):
         for item in value:
             if field.message_type is not None:
                 yield from copy_by_name(item, room.add(), renames)

@@ -25,6 +25,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import DecodeError, Message
 
 from .. import UsageError
+from ..snapshots import is_repeated
 from .compile import own_files
 from .laws import types_of, variants
 from .meaning import ABSENT, AnyDescriptor, between, differences, is_map, meaning
@@ -93,7 +94,7 @@ def _told(read: Any, descriptor: AnyDescriptor, expected: dict[str, Any]) -> dic
             told[field.name] = known
         elif is_map(field):
             told[field.name] = {key: _one(value[key], kind, known.get(key, {})) for key in value}
-        elif field.is_repeated:
+        elif is_repeated(field):
             told[field.name] = [_one(item, kind, one) for item, one in zip(value, known, strict=False)] + [None] * (len(value) - len(known))
         elif value is None:
             told[field.name] = ABSENT

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-__all__ = ["SNAPSHOTS", "Method", "Snapshot", "load"]
+__all__ = ["SNAPSHOTS", "Method", "Snapshot", "is_repeated", "load"]
 
 SNAPSHOTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({dialect: tuple(modules) for dialect, modules in MODULES.items()})
 """The snapshot names of every dialect, oldest first."""
@@ -125,6 +125,12 @@ def load(dialect: str, snapshot: str | None = None) -> Snapshot:
         # Two threads may both get here. setdefault lets one snapshot win, so that nobody holds classes of the other.
         _loaded.setdefault(key, Snapshot(dialect, name, data.FILES, data.REFUSED))
     return _loaded[key]
+
+
+def is_repeated(field: Any) -> bool:
+    """Whether the FieldDescriptor is of a list or a map. protobuf before 6.31 does not know `field.is_repeated`; later ones warn of `field.label`."""
+    known = getattr(field, "is_repeated", None)
+    return bool(field.label == field.LABEL_REPEATED if known is None else known)
 
 
 def _listed(names: Iterable[str]) -> str:

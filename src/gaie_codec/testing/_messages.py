@@ -10,7 +10,7 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from ..snapshots import Snapshot
+from ..snapshots import Snapshot, is_repeated
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
@@ -45,14 +45,14 @@ def _fill(draw: DrawFn, message: Message, field: Any, max_fields: int, depth: in
             else:
                 room[drawn] = draw(_scalars(value))
     elif field.message_type is not None:
-        for _ in range(draw(st.integers(1, 2)) if field.is_repeated else 1):
+        for _ in range(draw(st.integers(1, 2)) if is_repeated(field) else 1):
             inner = _filled(draw, field.message_type, max_fields, depth)
-            if field.is_repeated:
+            if is_repeated(field):
                 room.append(inner)
             else:
                 room.CopyFrom(inner)
                 room.SetInParent()
-    elif field.is_repeated:
+    elif is_repeated(field):
         room.extend(draw(st.lists(_scalars(field), min_size=1, max_size=3)))
     else:
         setattr(message, field.name, draw(_scalars(field)))
