@@ -322,6 +322,27 @@ class TestThroughPublishedStubs:
         assert len(answer.choices[0].logprobs.content[0].top_logprobs) == 20
 
 
+class BareServer(pb_grpc.VllmEngineServicer):
+    """Generate and nothing else."""
+
+    def Generate(self, request: Any, context: Any) -> Iterator[Any]:
+        ids = TOKENIZER.encode("bare", add_special_tokens=False)
+        yield pb.GenerateResponse(complete=pb.GenerateComplete(output_ids=ids, finish_reason="stop"))
+
+
+def test_a_server_that_tells_nothing_of_itself_is_served_with_a_tokenizer_of_ours() -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    pb_grpc.add_VllmEngineServicer_to_server(BareServer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with serve(port, "--tokenizer", "builtin") as base, connect(base) as client:
+            assert client.chat.completions.create(model="anything", messages=ask()).choices[0].message.content == "bare"
+            assert httpx.get(f"{base}/health").status_code == 200
+    finally:
+        server.stop(None).wait()
+
+
 def test_serve_says_what_is_wrong() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]

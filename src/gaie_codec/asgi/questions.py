@@ -50,15 +50,26 @@ async def check_health(upstream: Upstream, adapter: Adapter, *, timeout_s: float
     """Return when the server is well. Raises UpstreamStatusError with UNAVAILABLE, or the error of asking.
 
     The dialect's own HealthCheck tells whether the engine lives, where grpc.health.v1 only tells that a process does and many servers
-    have no such service.
+    have no such service. A server that has neither, and says so, is well as far as one can know.
     """
     service = adapter.generate_path.split("/")[1]
     if adapter.snapshot.has_method(service, "HealthCheck"):
         path = f"/{service}/HealthCheck"
-        answer = await upstream.unary(path, b"", timeout_s=timeout_s)
-        is_well = bool(_decode(adapter, path, answer).healthy)
-    else:
+        try:
+            answer = await upstream.unary(path, b"", timeout_s=timeout_s)
+        except UpstreamStatusError as error:
+            if error.code is not Code.UNIMPLEMENTED:
+                raise
+        else:
+            if not _decode(adapter, path, answer).healthy:
+                raise UpstreamStatusError(Code.UNAVAILABLE, "the model server says that it is not healthy")
+            return
+    try:
         is_well = await upstream.unary(_HEALTH_CHECK, b"", timeout_s=timeout_s) == _SERVING
+    except UpstreamStatusError as error:
+        if error.code is not Code.UNIMPLEMENTED:
+            raise
+        is_well = True
     if not is_well:
         raise UpstreamStatusError(Code.UNAVAILABLE, "the model server says that it is not healthy")
 

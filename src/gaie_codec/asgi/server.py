@@ -81,7 +81,7 @@ async def run_serve(
             if adapter is None:
                 adapter = await _detect_adapter(connection, snapshot, connect_timeout_s)
                 left_s = max(1.0, connect_timeout_s - (time.monotonic() - started))
-            model = await _await_model_info(connection, adapter, left_s)
+            model = await _await_model_info(connection, adapter, left_s, is_optional=tokenizer != "server")
             chosen = await _load_tokenizer(connection, adapter, tokenizer, chat_template)
             # The server knows what it was started with; the model's own limit is what remains when it does not say.
             model = msgspec.structs.replace(model, max_model_len=model.max_model_len or chosen.max_model_len or 0)
@@ -174,10 +174,13 @@ async def _detect_adapter(upstream: Upstream, snapshot: str | None, timeout_s: f
     return adapter
 
 
-async def _await_model_info(upstream: Upstream, adapter: Adapter, timeout_s: float) -> ModelInfo:
+async def _await_model_info(upstream: Upstream, adapter: Adapter, timeout_s: float, *, is_optional: bool) -> ModelInfo:
     try:
         return await _await_answer(upstream, timeout_s, lambda limit_s: fetch_model_info(upstream, adapter, timeout_s=limit_s))
     except CodecError as error:
+        if is_optional and error.code is Code.UNIMPLEMENTED:
+            _log.warning("the model server has no GetModelInfo: its name, limits and sampling defaults are not known")
+            return ModelInfo()
         raise UsageError(f"upstream {upstream.target}: no {adapter.dialect} model server: {error}") from error
 
 

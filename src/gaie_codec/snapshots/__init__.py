@@ -128,7 +128,10 @@ def load(dialect: str, snapshot: str | None = None) -> Snapshot:
 
 
 def is_repeated(field: Any) -> bool:
-    """Whether the FieldDescriptor is of a list or a map. protobuf before 6.31 does not know `field.is_repeated`; later ones warn of `field.label`."""
+    """Whether the FieldDescriptor is of a list or a map.
+
+    protobuf before 6.31 does not know `field.is_repeated`, later ones warn of `field.label`.
+    """
     known = getattr(field, "is_repeated", None)
     return bool(field.label == field.LABEL_REPEATED if known is None else known)
 
