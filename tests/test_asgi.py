@@ -392,6 +392,12 @@ def test_models():
     assert (model["id"], model["max_model_len"]) == ("tiny", 4096)
 
 
+def test_a_server_without_any_health_method_is_well_as_far_as_one_knows():
+    upstream = ScriptedUpstream((Code.UNIMPLEMENTED, ""))
+    assert ask(upstream, "GET", "/health").status == 200
+    assert [path for path, *_ in upstream.asked] == [f"/{SERVICE}/HealthCheck", "/grpc.health.v1.Health/Check"]
+
+
 def test_head_has_the_headers_of_get_and_no_body():
     client = ask(ScriptedUpstream(), "HEAD", "/v1/models")
     assert (client.status, client.body) == (200, b"")
@@ -400,8 +406,8 @@ def test_head_has_the_headers_of_get_and_no_body():
 
 @pytest.mark.parametrize(
     ("script", "status"),
-    [([b"\x08\x01"], 200), ([b"\x08\x00"], 503), ([(Code.UNAVAILABLE, "down")], 503), ([(Code.UNIMPLEMENTED, "")], 503), ([b"\xff"], 503)],
-    ids=["healthy", "not healthy", "down", "no such method", "no message"],
+    [([b"\x08\x01"], 200), ([b"\x08\x00"], 503), ([(Code.UNAVAILABLE, "down")], 503), ([b"\xff"], 503)],
+    ids=["healthy", "not healthy", "down", "no message"],
 )
 def test_health(script, status):
     upstream = ScriptedUpstream(*script)
