@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 import grpc.aio
 
 from gaie_codec import BodyChunk, Code, CodecError, Output, ResponseHead, Transcoder, adapters, encode_error_response, snapshots
-from gaie_codec.text import TokenizerArchive
+from gaie_codec.text.archive import TokenizerArchive
 from gaie_codec.text.huggingface import HuggingFaceTokenizer
 
 SNAPSHOT = snapshots.load("vllm.engine", "smg-0.4.28")

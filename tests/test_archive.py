@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gaie_codec._errors import MalformedMessageError
-from gaie_codec.text._archive import TokenizerArchive
+from gaie_codec.text.archive import TokenizerArchive
 
 FILES = {"tokenizer.json": b"{}" * 50_000, "config.json": b"{}", "chat_template.jinja": "ü".encode()}
 

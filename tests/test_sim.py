@@ -20,7 +20,7 @@ from smg_grpc_proto.generated.vllm_engine_pb2_grpc import VllmEngineStub
 from gaie_codec import Constraint, MalformedRequestError, ModelInfo, SamplingParams, UsageError
 from gaie_codec.sim import Script, SimServer, decode_script, run
 from gaie_codec.snapshots import SNAPSHOTS
-from gaie_codec.text._archive import TokenizerArchive
+from gaie_codec.text.archive import TokenizerArchive
 from gaie_codec.text.huggingface import HuggingFaceTokenizer
 from gaie_codec.tokenizer_sources import load_tokenizer
 

@@ -1,7 +1,7 @@
 """Where a tokenizer comes from: the one in this package, a directory, or the Hugging Face hub.
 
 All disk, network and clock that tokenizers need is here; `text.huggingface` works on the bytes. For tokenizers that the model
-server itself hands out see `text._archive`.
+server itself hands out see `text.archive`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from google.protobuf.message import DecodeError, Message
 
 from .. import Code, MalformedMessageError, ModelInfo, UpstreamStatusError, UsageError
-from ..text import TokenizerArchive
+from ..text.archive import TokenizerArchive
 
 if TYPE_CHECKING:
     from ..adapters.base import Adapter

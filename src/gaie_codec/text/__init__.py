@@ -1,7 +1,7 @@
 """Text for token ids and token ids for text: what the rest of the library asks of a tokenizer.
 
-Only the two protocols, the stop matcher and the reader of GetTokenizer streams are here, so that the core needs neither tokenizers nor
-jinja2. `text.huggingface` is the implementation for `tokenizer.json` models; anything else that has these methods will do.
+Only the two protocols and the stop matcher are here, so that the core needs neither tokenizers nor jinja2. `text.huggingface` is the
+implementation for `tokenizer.json` models, anything else that has these methods will do; `text.archive` reads what GetTokenizer streams.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from ._archive import TokenizerArchive
 from ._stops import StopMatcher
 
-__all__ = ["Detokenizer", "StopMatcher", "Tokenizer", "TokenizerArchive"]
+__all__ = ["Detokenizer", "StopMatcher", "Tokenizer"]
 
 NO_TEMPLATE_KWARGS: Final[Mapping[str, Any]] = MappingProxyType({})
 
