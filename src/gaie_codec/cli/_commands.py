@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -33,6 +35,11 @@ class _Group(click.Group):
             raise click.ClickException(f"{param}: {text}" if param and param not in text else text) from error
         except UnicodeError as error:
             raise click.ClickException("an argument is not valid UTF-8") from error
+        except BrokenPipeError:  # whoever reads has seen enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the interpreter flushes it on its way out
+            ctx.exit(141)  # as a process that SIGPIPE ended
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or 'input and output'}: {error.strerror or error}") from error
         except ImportError as error:
             raise click.ClickException(f"{error}; extras install what is missing: pip install gaie-codec[all]") from error
 
