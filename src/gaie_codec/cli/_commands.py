@@ -41,7 +41,8 @@ class _Group(click.Group):
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'input and output'}: {error.strerror or error}") from error
         except ImportError as error:
-            raise click.ClickException(f"{error}; extras install what is missing: pip install gaie-codec[all]") from error
+            hint = "" if "pip install" in str(error) else "; extras install what is missing: pip install gaie-codec[all]"
+            raise click.ClickException(f"{error}{hint}") from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
