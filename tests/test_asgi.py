@@ -248,6 +248,24 @@ def test_too_large_by_content_length_is_not_read():
     assert (client.status, client.error["type"], client.received) == (413, "RequestTooLargeError", 0)
 
 
+def test_a_body_that_does_not_come_is_given_up(monkeypatch):
+    monkeypatch.setattr("gaie_codec.asgi.app._BODY_TIMEOUT_S", 0.01)
+    sent = []
+
+    async def main():
+        transcoder = Transcoder("vllm.engine", tokenizer=TOKENIZER, model=MODEL)
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
+        await create_app(ScriptedUpstream(), transcoder)(scope, asyncio.Event().wait, send)
+
+    asyncio.run(main())
+    assert sent[0]["status"] == 408
+    assert json.loads(sent[1]["body"])["error"]["type"] == "RequestTimeoutError"
+
+
 def test_too_large_stops_reading():
     client = ask(ScriptedUpstream(), "POST", CHAT, *[b"x" * 10] * 9, limits=Limits(max_request_bytes=25))
     assert (client.status, client.error["code"], client.received) == (413, 413, 3)

@@ -48,7 +48,7 @@ _MAX_DROPPED_HEADER_BYTES: Final = 2048
 _MAX_REQUEST_ID_LENGTH: Final = 256
 # A longer body is decoded in a thread: tokenizing takes 0.4 ms per KiB, in which no other stream would get its tokens.
 _MAX_INLINE_BYTES: Final = 32 * 1024
-# Shorter than the grace that SIGTERM gives, so that a client which never sends its body does not use it up.
+# Between two pieces. Shorter than the grace that SIGTERM gives, so that a client which never sends its body does not use it up.
 _BODY_TIMEOUT_S: Final = 25
 
 _log = logging.getLogger("gaie_codec.asgi")
@@ -143,7 +143,7 @@ class _App:
             await reply.send((ResponseHead(200, (("content-length", "0"),)), EndOfBody()))
         else:
             # Only a POST can have an endpoint; for all else the transcoder knows the error without the body.
-            body = await self._read_body_in_time(headers, receive) if method == "POST" else b""
+            body = await self._read_body(headers, receive) if method == "POST" else b""
             decode = self._transcoder.request
             own_id = uuid.uuid4().hex
             if len(body) > _MAX_INLINE_BYTES:
@@ -155,15 +155,6 @@ class _App:
                 reply.request_id = call.inference.request_id
             await self._run(call, receive, reply)
 
-    async def _read_body_in_time(self, headers: dict[str, str], receive: Receive) -> bytes:
-        try:
-            async with asyncio.timeout(_BODY_TIMEOUT_S):
-                return await self._read_body(headers, receive)
-        except TimeoutError:
-            late = RequestError(f"the body did not arrive within {_BODY_TIMEOUT_S} s")
-            late.http_status, late.error_type = 408, "RequestTimeoutError"
-            raise late from None
-
     async def _read_body(self, headers: dict[str, str], receive: Receive) -> bytes:
         limit = self._transcoder.limits.max_request_bytes
         announced = headers.get("content-length", "")
@@ -172,7 +163,7 @@ class _App:
         parts = []
         size = 0
         while True:
-            message = await receive()
+            message = await _receive_part(receive)
             if message["type"] == "http.disconnect":
                 raise _ClientGone
             part = message.get("body", b"")
@@ -223,6 +214,16 @@ async def _last_words(reply: _Reply, error: CodecError) -> None:
         await reply.send(encode_error_response(error))
     except _ClientGone:
         _log.info("request %r: the client has gone", reply.request_id)
+
+
+async def _receive_part(receive: Receive) -> Message:
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            return await receive()
+    except TimeoutError:
+        late = RequestError(f"no more of the body came for {_BODY_TIMEOUT_S} s")
+        late.http_status, late.error_type = 408, "RequestTimeoutError"
+        raise late from None
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
