@@ -142,7 +142,7 @@ class Response:
     @property
     def usage(self) -> Usage:
         """Tokens so far; exact once the response has ended."""
-        return msgspec.structs.replace(self._usage, completion_tokens=sum(choice.completion_tokens for choice in self._choices))
+        return self._usage_with(sum(choice.completion_tokens for choice in self._choices))
 
     def receive_headers(self, headers: Headers | Mapping[str, str] = (), *, status: int = 200) -> Sequence[Output]:
         """The response headers, `status` being the HTTP status. A grpc-status among them may be a trailers-only answer."""
@@ -265,7 +265,7 @@ class Response:
             self._unfinished -= 1
             self._move(Input.MESSAGE if self._unfinished else Input.LAST_FINISH, event, parts)
         if delta is not None:
-            parts.append(self._encoder.delta(delta, self._choice_usage(choice) if self._wants_usage else None))
+            parts.append(self._encoder.delta(delta, self._usage_with(choice.completion_tokens) if self._wants_usage else None))
 
     def _move(self, received: Input, event: Event, parts: list[bytes]) -> None:
         state = next_state(self.state, received)
@@ -283,8 +283,9 @@ class Response:
                 prompt_tokens=event.prompt_tokens or usage.prompt_tokens, cached_tokens=max(event.cached_tokens, usage.cached_tokens)
             )
 
-    def _choice_usage(self, choice: Choice) -> Usage:
-        return msgspec.structs.replace(self._usage, completion_tokens=choice.completion_tokens)
+    def _usage_with(self, completion_tokens: int) -> Usage:
+        usage = self._usage
+        return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=completion_tokens, cached_tokens=usage.cached_tokens)
 
     def _out_of_order(self, received: Input) -> OutOfOrderError:
         return OutOfOrderError(f"{received.name} in state {self.state.name}")
@@ -349,6 +350,6 @@ class Response:
         for choice in self._choices:
             delta = choice.abandon()
             if delta is not None:
-                parts.append(self._encoder.delta(delta, self._choice_usage(choice) if self._wants_usage else None))
+                parts.append(self._encoder.delta(delta, self._usage_with(choice.completion_tokens) if self._wants_usage else None))
         parts.append(self._encoder.error(error))
         return self._send(parts, last=True)
