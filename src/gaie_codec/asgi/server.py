@@ -82,7 +82,7 @@ async def run_serve(
                 adapter = await _detect_adapter(connection, snapshot, connect_timeout_s)
                 left_s = max(1.0, connect_timeout_s - (time.monotonic() - started))
             model = await _await_model_info(connection, adapter, left_s, is_optional=tokenizer != "server")
-            chosen = await _load_tokenizer(connection, adapter, tokenizer, chat_template)
+            chosen = await _load_tokenizer(connection, adapter, tokenizer, chat_template, model)
             # The server knows what it was started with; the model's own limit is what remains when it does not say.
             model = msgspec.structs.replace(model, max_model_len=model.max_model_len or chosen.max_model_len or 0)
             transcoder = Transcoder(
@@ -203,11 +203,16 @@ async def _await_answer(upstream: Upstream, timeout_s: float, ask: Callable[[flo
         await asyncio.sleep(_RETRY_S)
 
 
-async def _load_tokenizer(upstream: Upstream, adapter: Adapter, source: str, chat_template: str | None) -> HuggingFaceTokenizer:
+async def _load_tokenizer(
+    upstream: Upstream, adapter: Adapter, source: str, chat_template: str | None, model: ModelInfo
+) -> HuggingFaceTokenizer:
     if source != "server":
         return load_tokenizer(source, chat_template=chat_template)
     try:
         files = await fetch_tokenizer(upstream, adapter)
         return HuggingFaceTokenizer.from_files(files, chat_template=chat_template, strftime_now=strftime_now)
     except (CodecError, UsageError) as error:
-        raise UsageError(f"upstream {upstream.target}: no tokenizer from the model server: {error}; name another source") from error
+        # A server that was started with a hub id has no files to send, but it tells the id.
+        known = model.tokenizer_path or model.model_path
+        hint = f", such as --tokenizer {known}" if known else ""
+        raise UsageError(f"upstream {upstream.target}: no tokenizer from the model server: {error}; name another source{hint}") from error
