@@ -54,10 +54,9 @@ class Transcoder:
 
     `snapshot` None is the newest. `tokenizer` may be None only for a dialect that answers in text. `model` is what the server tells of
     itself (`adapter.decode_model_info`); without it nothing is checked against the context length or the served name, and no model
-    defaults apply. `unsupported="drop"` sends a request without the fields
-    that the wire cannot carry and reports them in `Call.dropped`, instead of refusing it. `stop_holdback="window"` holds back as much
-    text as vLLM's own server while a stop string could still come, which reproduces its chunk boundaries; "prefix" holds back only what
-    could still match.
+    defaults apply. `unsupported="drop"` sends a request without the fields that the wire cannot carry and reports them in
+    `Call.dropped`, instead of refusing it. `stop_holdback="window"` holds back as much text as vLLM's own server while a stop string
+    could still come, which reproduces its chunk boundaries; "prefix" holds back only what could still match. Raises UsageError.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class Transcoder:
         route = path.partition("?")[0]
         if route != chat.PATH:
             known = "is not supported" if route in _OTHER_PATHS else "does not exist"
-            raise UnsupportedEndpointError(f"the endpoint {route[:100]!r} {known}; {chat.PATH} does")
+            raise UnsupportedEndpointError(f"the endpoint {route[:100]!r} {known}; there is {chat.PATH}")
         if method != "POST":
             raise UnsupportedEndpointError(f"{chat.PATH} takes POST", http_status=405, allow="POST")
         if len(body) > self.limits.max_request_bytes:
