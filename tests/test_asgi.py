@@ -474,7 +474,7 @@ class ModelServer(grpc.GenericRpcHandler):
         return grpc.unary_stream_rpc_method_handler(handler) if is_there else None
 
     async def GetModelInfo(self, request, context):
-        yield ADAPTER.encode_model_info(MODEL).SerializeToString()
+        yield ADAPTER.encode_model_info(MODEL)[ADAPTER.info_paths[0]].SerializeToString()
 
     async def GetTokenizer(self, request, context):
         data = io.BytesIO()

@@ -6,12 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaie_codec import Code, FinishEvent, InferenceRequest, OutOfOrderError, SamplingParams, TokenLogprob, TokensEvent, UpstreamStatusError
+from gaie_codec import (
+    Code,
+    FinishEvent,
+    InferenceRequest,
+    OutOfOrderError,
+    SamplingParams,
+    TokenLogprob,
+    TokensEvent,
+    UpstreamStatusError,
+    adapters,
+    snapshots,
+)
 from gaie_codec._choices import Choice, TextLogprob
 from gaie_codec.tokenizer_sources import load_tokenizer
 from strategies import CONVENTIONS, Convention, events_of, scripts
 
 TOKENIZER = load_tokenizer("builtin")
+ADAPTER = adapters.get(snapshots.load("vllm.engine"))
 EOS, OTHER_EOS = 2, 0
 
 
@@ -31,7 +43,7 @@ TOKEN_IDS = st.sampled_from([*HELLO, *STOP, *FOX, *ids("ab")]) | st.sampled_from
 
 def choice_for(*, prompt: str = "", stop_holdback="prefix", **sampling) -> Choice:
     request = InferenceRequest(request_id="r", prompt_token_ids=ids(prompt), sampling=SamplingParams(**sampling))
-    return Choice(0, request, TOKENIZER, eos_token_ids=TOKENIZER.eos_token_ids, stop_holdback=stop_holdback)
+    return Choice(0, request, TOKENIZER, ADAPTER, eos_token_ids=TOKENIZER.eos_token_ids, stop_holdback=stop_holdback)
 
 
 def tokens(*token_ids: int, **fields) -> TokensEvent:
@@ -329,7 +341,7 @@ def test_a_character_that_never_ends_is_dropped():
 
 def test_the_prompt_may_begin_a_character():
     request = InferenceRequest(request_id="r", prompt_token_ids=[*HELLO, *FOX[:2]])
-    choice = Choice(0, request, TOKENIZER, eos_token_ids=frozenset((EOS,)))
+    choice = Choice(0, request, TOKENIZER, ADAPTER, eos_token_ids=frozenset((EOS,)))
     assert text_of(run(choice, tokens(FOX[2]), finish())) == "\N{SAUROPOD}"
 
 

@@ -187,7 +187,7 @@ MESSAGES = st.lists(
     ),
     max_size=3,
 )
-KNOWN = sorted((chat._READ | chat._ADVISORY | set(chat._REFUSED) | {"unknown"}) - {"messages", "n"})
+KNOWN = sorted((chat.READ | chat.ADVISORY | set(chat.REFUSED) | {"unknown"}) - {"messages", "n"})
 
 
 @st.composite

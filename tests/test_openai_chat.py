@@ -16,6 +16,7 @@ from gaie_codec import (
 )
 from gaie_codec.openai import chat
 from gaie_codec.openai.chat import ChatOptions
+from gaie_codec.openai.endpoint import Asked
 from gaie_codec.tokenizer_sources import load_tokenizer
 
 TOKENIZER = load_tokenizer("builtin")
@@ -26,7 +27,7 @@ PLAIN = ModelInfo()
 def decode(fields=None, /, *, model=PLAIN, fixed_id=None, **more):
     """Decode a request; `fields` for the whole body as bytes, or fields whose names are no Python names."""
     body = fields if isinstance(fields, bytes) else json.dumps({"messages": [USER], **(fields or {}), **more}).encode()
-    return chat.decode_request(body, request_id="host", tokenizer=TOKENIZER, model=model, fixed_id=fixed_id)
+    return chat.decode_request(body, Asked(request_id="host", tokenizer=TOKENIZER, model=model, fixed_id=fixed_id))
 
 
 def sampling(fields=None, /, **more):
@@ -339,12 +340,14 @@ def test_the_clients_own_ids_win():
 
 
 def test_options_of_the_answer():
-    assert decode().options == ChatOptions(model="")
+    assert decode().options == ChatOptions(id="chatcmpl-host", model="")
     streamed = decode(stream=True, stream_options={"include_usage": True, "continuous_usage_stats": True}, return_token_ids=True)
-    assert streamed.options == ChatOptions(model="", stream=True, include_usage=True, continuous_usage=True, return_token_ids=True)
+    assert streamed.options == ChatOptions(
+        id="chatcmpl-host", model="", stream=True, include_usage=True, continuous_usage=True, return_token_ids=True
+    )
     assert streamed.inference.stream
     assert not decode(stream=True, stream_options={"continuous_usage_stats": True}).options.continuous_usage, "part of include_usage"
-    assert decode(stream_options={}).options == ChatOptions(model="")
+    assert decode(stream_options={}).options == ChatOptions(id="chatcmpl-host", model="")
     assert refused(stream=True, stream_options={"include_usage": "x"}).param == "body.stream_options.include_usage"
 
 
@@ -540,17 +543,17 @@ def test_tools_without_a_choice_only_change_the_prompt(choice):
 # Nothing is dropped in silence
 
 
-@pytest.mark.parametrize("name", sorted(chat._ADVISORY))
+@pytest.mark.parametrize("name", sorted(chat.ADVISORY))
 def test_advisory_fields_are_accepted_and_change_nothing(name):
     decoded = decode({name: {"any": ["thing"]}})
     assert decoded == decode()
     assert decoded.ignored == ()
 
 
-@pytest.mark.parametrize("name", sorted(chat._REFUSED))
+@pytest.mark.parametrize("name", sorted(chat.REFUSED))
 def test_fields_that_would_change_the_output_are_refused_by_name(name):
     assert refused(UnsupportedFieldError, {name: "something"}).param == name
-    for harmless in chat._REFUSED[name]:
+    for harmless in chat.REFUSED[name]:
         assert decode({name: harmless}) == decode()
 
 
@@ -559,9 +562,9 @@ def test_unknown_fields_are_accepted_and_reported():
 
 
 def test_every_field_is_in_one_table():
-    assert not chat._READ & chat._ADVISORY
-    assert not chat._READ & set(chat._REFUSED)
-    assert not chat._ADVISORY & set(chat._REFUSED)
+    assert not chat.READ & chat.ADVISORY
+    assert not chat.READ & set(chat.REFUSED)
+    assert not chat.ADVISORY & set(chat.REFUSED)
 
 
 READ_BUT_INVISIBLE_IN_THE_REQUEST = {"messages", "model", "request_id"}  # see the tests above; every request has them
@@ -584,6 +587,7 @@ ASKING = {
     "truncation_side": "right",
     "priority": 3,
     "cache_salt": "s",
+    "session_id": "s",
     "kv_transfer_params": {"a": 1},
     "temperature": 0.5,
     "top_p": 0.5,
@@ -620,7 +624,7 @@ NOT_USED_BY_THIS_MODEL = {"documents", "chat_template_kwargs", "reasoning_effort
 
 
 def test_every_field_that_is_read_has_an_example():
-    assert set(ASKING) | READ_BUT_INVISIBLE_IN_THE_REQUEST == chat._READ
+    assert set(ASKING) | READ_BUT_INVISIBLE_IN_THE_REQUEST == chat.READ
 
 
 @pytest.mark.parametrize("name", sorted(set(ASKING) - NOT_USED_BY_THIS_MODEL))
@@ -637,7 +641,7 @@ class RecordingTokenizer:
 
     def __init__(self, **fields):
         self.seen = {}
-        chat.decode_request(json.dumps({"messages": [USER], **fields}).encode(), request_id="r", tokenizer=self, model=PLAIN)
+        chat.decode_request(json.dumps({"messages": [USER], **fields}).encode(), Asked(request_id="r", tokenizer=self, model=PLAIN))
 
     def render_chat(self, messages, **options):
         self.seen |= options

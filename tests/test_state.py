@@ -29,9 +29,10 @@ def test_ends_are_final():
         assert not TRANSITIONS[state]
 
 
-def test_success_goes_through_the_last_finish_alone():
+def test_success_goes_through_the_last_finish_or_ends_by_our_own_knowledge():
     before_closed = {(state, received) for state, row in TRANSITIONS.items() for received, after in row.items() if after is State.CLOSED}
-    assert {pair for pair in before_closed if pair[1] is not Input.STATUS_ERROR} == {(State.FINISHED, Input.STATUS_OK)}
+    enough = {(state, Input.ENOUGH) for state in (State.AWAIT_MESSAGE, State.STREAMING)}
+    assert {pair for pair in before_closed if pair[1] is not Input.STATUS_ERROR} == {(State.FINISHED, Input.STATUS_OK), *enough}
     assert {state for state, received in before_closed if received is Input.STATUS_ERROR} == WORKING, "a server may give up at any time"
 
 
@@ -48,6 +49,9 @@ def test_every_state_can_be_reached():
     [
         ("HEADERS MESSAGE MESSAGE LAST_FINISH STATUS_OK", State.CLOSED),
         ("HEADERS LAST_FINISH STATUS_OK", State.CLOSED),
+        ("HEADERS MESSAGE ENOUGH", State.CLOSED),
+        ("HEADERS ENOUGH STATUS_OK", State.ERROR),
+        ("HEADERS LAST_FINISH ENOUGH", State.ERROR),
         ("HEADERS LAST_FINISH STATUS_ERROR", State.CLOSED),
         ("STATUS_ERROR", State.CLOSED),
         ("HEADERS STATUS_OK", State.ERROR),

@@ -3,6 +3,7 @@
 Start with `Transcoder`. Public calls raise only `CodecError` (the input is at fault) or `UsageError` (the caller is).
 """
 
+from ._calls import Call, UpstreamCall
 from ._errors import (
     Code,
     CodecError,
@@ -20,22 +21,40 @@ from ._errors import (
     UpstreamStatusError,
     UsageError,
 )
-from ._events import Constraint, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokenLogprob, TokensEvent, Usage
+from ._events import (
+    BodyEvent,
+    Constraint,
+    ErrorEvent,
+    Event,
+    FinishEvent,
+    InferenceRequest,
+    Media,
+    ModelInfo,
+    PromptEvent,
+    SamplingParams,
+    TokenLogprob,
+    TokensEvent,
+    Usage,
+)
 from ._framing import FrameDecoder, encode_frame
-from ._response import BodyChunk, EndOfBody, Output, Response, ResponseHead, encode_error_response, encode_json_response
+from ._response import BodyChunk, CancelCall, EndOfBody, Output, Response, ResponseHead, encode_error_response, encode_json_response
 from ._sse import ServerSentEvent, SSEDecoder
 from ._state import State
-from ._transcoder import Call, Limits, Transcoder
+from ._transcoder import Limits, Transcoder
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BodyChunk",
+    "BodyEvent",
     "Call",
+    "CancelCall",
     "Code",
     "CodecError",
     "Constraint",
     "EndOfBody",
+    "ErrorEvent",
+    "Event",
     "FinishEvent",
     "FrameDecoder",
     "FramingError",
@@ -43,10 +62,12 @@ __all__ = [
     "Limits",
     "MalformedMessageError",
     "MalformedRequestError",
+    "Media",
     "ModelInfo",
     "ModelNotFoundError",
     "OutOfOrderError",
     "Output",
+    "PromptEvent",
     "RequestError",
     "RequestTooLargeError",
     "Response",
@@ -61,6 +82,7 @@ __all__ = [
     "TruncatedResponseError",
     "UnsupportedEndpointError",
     "UnsupportedFieldError",
+    "UpstreamCall",
     "UpstreamError",
     "UpstreamStatusError",
     "Usage",

@@ -87,6 +87,33 @@ def code_from_http(status: int) -> Code:
     return _HTTP_TO_CODE.get(status, Code.UNKNOWN)
 
 
+# What a model server says in HTTP terms of its own failure, inside a stream that is well-formed gRPC.
+_SERVER_STATUS_TO_CODE: Final = MappingProxyType(
+    {
+        401: Code.UNAUTHENTICATED,
+        403: Code.PERMISSION_DENIED,
+        404: Code.NOT_FOUND,
+        408: Code.DEADLINE_EXCEEDED,
+        409: Code.ABORTED,
+        429: Code.RESOURCE_EXHAUSTED,
+        499: Code.CANCELLED,
+        501: Code.UNIMPLEMENTED,
+        503: Code.UNAVAILABLE,
+        504: Code.DEADLINE_EXCEEDED,
+    }
+)
+
+
+def code_from_server_status(status: int) -> Code:
+    """The gRPC code for an HTTP status by which a model server itself reports a failure."""
+    return _SERVER_STATUS_TO_CODE.get(status, Code.INVALID_ARGUMENT if 400 <= status < 500 else Code.INTERNAL)
+
+
+def server_status_from_code(code: Code) -> int:
+    """The inverse, for who speaks like such a server."""
+    return next((status for status, known in _SERVER_STATUS_TO_CODE.items() if known is code), CODE_TABLE[code].status)
+
+
 def code_from_text(text: str) -> Code:
     """The code in a `grpc-status` value. What is no code at all is UNKNOWN, as the gRPC specification has it."""
     try:
@@ -197,6 +224,8 @@ class UpstreamStatusError(CodecError):
         is_internal = entry.status >= 500 or code is Code.CANCELLED
         super().__init__(entry.message if is_internal or not detail else detail, detail=f"{code.name}: {detail}")
         self.code = code
+        self.words = detail
+        """The server's own, as they came."""
         self.http_status = entry.status
         self.error_type = entry.type
 

@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from ._errors import Code
+
 
 class Constraint(msgspec.Struct, frozen=True, kw_only=True):
     """What the output must match. `value` is JSON text for json_schema and structural_tag, the pattern for regex and grammar, a
@@ -22,8 +24,8 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to sample. Defaults are OpenAI's: temperature 1, nothing cut off, nothing penalized.
 
-    `temperature` None means that the sender set none, which servers understand differently (vLLM 1.0, SGLang 0.0); the OpenAI side
-    always sets it. `max_tokens` None means as many as the context holds. `top_k` 0 means off. `logprobs` 0 asks for the sampled token only.
+    `temperature` None means that the sender set none and that its server takes that as 1.0; the OpenAI side always sets it.
+    `max_tokens` None means as many as the context holds. `top_k` 0 means off. `logprobs` 0 asks for the sampled token only.
     """
 
     temperature: float | None = None
@@ -51,6 +53,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     constraint: Constraint | None = None
 
 
+class Media(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One image, video or sound of the prompt, whose placeholder tokens are in the prompt in the same order.
+
+    `url` is an http(s) or a data URL. `detail` is OpenAI's "low", "high" or "auto", "" where the client gave none.
+    """
+
+    kind: Literal["image", "video", "audio"]
+    url: str
+    detail: str = ""
+    uuid: str = ""  # the client's name for the content, by which servers cache it
+
+
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One generation, as a scheduler wants to see it: the prompt, how to sample, and how to route."""
 
@@ -62,9 +76,13 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     stream: bool = False
     priority: int = 0
     cache_salt: str = ""
-    lora_name: str = ""
+    lora_name: str = ""  # as the model server knows the adapter: its name, or an id where the wire takes ids
     data_parallel_rank: int | None = None
     kv_transfer_params: str = ""  # JSON text
+    session_id: str = ""
+    media: tuple[Media, ...] = ()
+    trace_headers: dict[str, str] = {}  # trace context and what else goes along as metadata
+    return_token_ids: bool = False  # whether the ids of the output are wanted where a server can leave them out
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,43 +93,82 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class TokensEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens that one choice gained. `completion_tokens` is as reported: some servers count this message, some the choice so far."""
+class PromptEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """The server has taken the prompt in. Nothing is generated yet."""
 
-    index: int = 0
-    token_ids: list[int] = []
-    logprobs: tuple[TokenLogprob, ...] = ()
     prompt_tokens: int = 0
-    completion_tokens: int = 0
     cached_tokens: int = 0
 
 
+class TokensEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens that one choice gained.
+
+    `text` is None from servers that send ids only. With `is_cumulative` ids, text and logprobs are those of the choice so far.
+    `completion_tokens` is as reported: some servers count this message, some the choice so far (`Adapter.counts`).
+    """
+
+    index: int = 0
+    choice_id: str = ""  # the server's name for the choice, where its messages have no index
+    token_ids: list[int] = []
+    text: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    is_cumulative: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
 class FinishEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One choice ended. `token_ids` may repeat what TokensEvents already brought: the last of it, or all.
+    """One choice ended. `token_ids` may repeat what TokensEvents already brought: the last of it, or all; `text` is all of it, or None.
+    With `is_delta` ids, text and logprobs are new, as in a TokensEvent.
 
     `finish_reason` is the server's word: "stop", "length", "abort", "error", or another that is passed on. `matched_stop` is the stop
     string or the stop token's id that ended it, None for EOS and where the server does not say.
     """
 
     index: int = 0
+    choice_id: str = ""
     token_ids: list[int] = []
+    text: str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    is_delta: bool = False
     finish_reason: str = "stop"
     matched_stop: str | int | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
     kv_transfer_params: str = ""  # JSON text
 
 
-Event: TypeAlias = TokensEvent | FinishEvent
+class ErrorEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """The server reports a failure inside the stream instead of by its status. `index` is the choice, None for the whole request."""
+
+    code: Code
+    message: str = ""
+    index: int | None = None
+
+
+class BodyEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of an answer that is OpenAI JSON already: one chunk of a stream, or a whole body.
+
+    `http_status` is None where the server does not tell it. `is_last` says that nothing follows; `data` may then be empty.
+    """
+
+    data: bytes
+    http_status: int | None = None
+    is_last: bool = False
+
+
+Event: TypeAlias = PromptEvent | TokensEvent | FinishEvent | ErrorEvent | BodyEvent
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a server tells of its model. 0 and empty stand for unknown.
 
     `default_sampling_params` are the model's own (`generation_config.json`); servers only advertise them, so the codec lays them under
-    what the client left open.
+    what the client left open. `lora_adapters` maps the names of loaded adapters to what `InferenceRequest.lora_name` has to be for them.
     """
 
     model_path: str = ""
@@ -123,6 +180,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     eos_token_ids: tuple[int, ...] = ()
     default_sampling_params: dict[str, Any] = {}
     is_generation: bool = True
+    is_multimodal: bool | None = None  # None where the server does not tell
+    lora_adapters: dict[str, str] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -132,7 +191,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def serves(self, model: str) -> bool:
         """Whether `model` names this model. Where nothing is known, or the client named none, it does."""
-        return not model or not self.names or model in self.names
+        return not model or not self.names or model in self.names or model in self.lora_adapters
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +200,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -1,7 +1,8 @@
-"""gRPC response -> HTTP answer: the second half of the data path, from bytes cut anywhere.
+"""gRPC responses -> one HTTP answer: the second half of the data path, from bytes cut anywhere.
 
-Messages become events, events the deltas of choices, and deltas chunks or the parts of one JSON body. `_state` says what may come when;
-whatever the server does wrong ends as an answer that a client understands.
+Messages become events (`_reader`), events the deltas of choices, and deltas chunks or the parts of one JSON body. A request that took
+several calls has one answer all the same: the choices of each call have their places in it. Whatever the servers do wrong ends as an
+answer that a client understands.
 """
 
 from __future__ import annotations
@@ -13,28 +14,17 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from ._choices import Choice, Delta
-from ._errors import (
-    Code,
-    CodecError,
-    FramingError,
-    MalformedMessageError,
-    OutOfOrderError,
-    TruncatedResponseError,
-    UnsupportedEndpointError,
-    UpstreamStatusError,
-    UsageError,
-)
-from ._events import Event, InferenceRequest, TokensEvent, Usage
-from ._framing import FrameDecoder
-from ._metadata import Headers, as_mapping, check_headers, decode_status
-from ._state import Input, State, next_state
-from .openai import chat
-from .openai.chat_response import ResponseEncoder, ResponseMeta, StreamEncoder, UnaryEncoder
+from ._errors import Code, CodecError, UnsupportedEndpointError, UsageError
+from ._events import BodyEvent, Event, FinishEvent, TokensEvent, Usage
+from ._metadata import Headers
+from ._reader import CallReader
+from ._state import State
+from ._text_choice import TextChoice
 from .openai.errors import encode_error
 
 if TYPE_CHECKING:
-    from ._transcoder import Transcoder
-    from .adapters.base import Adapter
+    from ._calls import Call
+    from .openai.endpoint import ResponseEncoder
 
 _STREAMING: Final = State.STREAMING  # a global costs half of the enum's attribute, per token
 
@@ -53,10 +43,16 @@ class BodyChunk(msgspec.Struct, frozen=True):
 
 
 class EndOfBody(msgspec.Struct, frozen=True):
-    """The body is complete. Nothing follows; a host may cancel an upstream call that is still open."""
+    """The body is complete. Nothing follows; a host may cancel upstream calls that are still open."""
 
 
-Output: TypeAlias = ResponseHead | BodyChunk | EndOfBody
+class CancelCall(msgspec.Struct, frozen=True):
+    """One of several calls is not needed any longer, while others are. It may come before the ResponseHead."""
+
+    call: int
+
+
+Output: TypeAlias = ResponseHead | BodyChunk | EndOfBody | CancelCall
 
 
 def encode_error_response(error: CodecError) -> tuple[Output, ...]:
@@ -71,252 +67,265 @@ def encode_json_response(body: bytes, *, status: int = 200, headers: tuple[tuple
     return ResponseHead(status, head), BodyChunk(body), EndOfBody()
 
 
-class Response:
-    """gRPC response -> HTTP answer, from bytes cut anywhere.
+class _Upstream:
+    """One of the calls: its reader, and those of the answer's choices that it brings."""
 
-    The `receive_*` methods return what to send and never raise on what the server sends: a broken upstream becomes the right HTTP
-    answer, and `error` says what happened. They raise UsageError when called after the end of the response was received.
-    `ended` is true once EndOfBody was returned.
+    __slots__ = ("choices", "number", "plain", "prompt", "reader")
+
+    def __init__(self, number: int, reader: CallReader, choices: list[Choice] | list[TextChoice], prompt: int) -> None:
+        self.number = number
+        self.reader = reader
+        self.choices = choices
+        self.prompt = prompt  # calls for choices of the same prompt share its number
+        # Bound once: the per-token path is all attribute look-ups.
+        self.plain: list[Any] = [choice.receive_plain for choice in choices]
+
+
+class Response:
+    """gRPC responses -> one HTTP answer, from bytes cut anywhere.
+
+    The `receive_*` methods return what to send and never raise on what a server sends: a broken upstream becomes the right HTTP
+    answer, and `error` says what happened. They raise UsageError when called after the end of that response was received. `call` is the
+    place in `Call.calls` of the call that the bytes belong to. `ended` is true once EndOfBody was returned.
     """
 
     __slots__ = (
-        "_adapter",
         "_choices",
-        "_count",
-        "_decode",
+        "_decode_text",
         "_decode_tokens",
         "_encode_text",
         "_encoder",
-        "_eof",
-        "_frames",
         "_head_sent",
+        "_is_open",
         "_is_plain",
-        "_parse",
         "_prompt_token_ids",
-        "_receive_plain",
-        "_status_in_headers",
-        "_unfinished",
-        "_usage",
+        "_upstreams",
         "_wants_usage",
         "ended",
         "error",
-        "state",
     )
 
-    def __init__(self, transcoder: Transcoder, request: InferenceRequest, options: chat.ChatOptions, meta: ResponseMeta) -> None:
+    def __init__(self, call: Call, encoder: ResponseEncoder) -> None:
+        transcoder = call.transcoder
         adapter = transcoder.adapter
-        self.state = State.AWAIT_HEADERS
         self.error: CodecError | None = None
         self.ended = False
-        self._eof = False
-        self._head_sent = False
-        self._adapter: Adapter = adapter
-        self._parse: Any = adapter.response_type.FromString
-        self._decode = adapter.decode_response
+        self._head_sent = self._is_open = False
         self._decode_tokens = adapter.decode_tokens
-        self._is_plain = not options.is_detailed
-        self._frames = FrameDecoder(max_message_bytes=transcoder.limits.max_message_bytes)
-        self._encoder: ResponseEncoder = StreamEncoder(options, meta) if options.stream else UnaryEncoder(options, meta)
-        self._choices = [
-            Choice(
-                index,
-                request,
-                transcoder.tokenizer,
-                eos_token_ids=transcoder.eos_token_ids,
-                stop_holdback=transcoder.stop_holdback,
+        self._decode_text = adapter.decode_text
+        self._is_plain = not encoder.is_detailed and not call.is_passthrough
+        self._encoder = encoder
+        self._choices: list[Choice | TextChoice] = []
+        self._upstreams: list[_Upstream] = []
+        for number, upstream in enumerate(call.calls):
+            reader = CallReader(
+                adapter,
+                upstream.path,
+                choices=upstream.choices,
+                is_streamed=upstream.inference.stream,
+                max_message_bytes=transcoder.limits.max_message_bytes,
             )
-            for index in range(request.sampling.n)
-        ]
-        self._count = self._unfinished = len(self._choices)
-        # Bound once: the per-token path is all attribute look-ups.
-        self._receive_plain = [choice.receive_plain for choice in self._choices]
-        self._encode_text = self._encoder.text
-        self._usage = Usage(prompt_tokens=len(request.prompt_token_ids))
-        self._wants_usage = options.continuous_usage
-        self._prompt_token_ids = request.prompt_token_ids
-        self._status_in_headers: dict[str, str] | None = None
+            choices: Any = [] if call.is_passthrough else [self._choice(call, upstream, place) for place in range(upstream.choices)]
+            self._choices += choices
+            self._upstreams.append(_Upstream(number, reader, choices, upstream.prompt))
+        self._encode_text = encoder.text
+        self._wants_usage = encoder.wants_usage
+        self._prompt_token_ids = [prompt.prompt_token_ids for prompt in call.prompts]
+
+    def _choice(self, call: Call, upstream: Any, place: int) -> Choice | TextChoice:
+        transcoder, request = call.transcoder, upstream.inference
+        adapter = transcoder.adapter
+        sends_text = adapter.sends_text or (request.prompt_text is not None and adapter.answers_text_with_text)
+        kind: Any = TextChoice if sends_text else Choice
+        choice: Choice | TextChoice = kind(
+            upstream.first_index + place,
+            request,
+            transcoder.tokenizer,
+            adapter,
+            eos_token_ids=transcoder.eos_token_ids,
+            stop_holdback=transcoder.stop_holdback,
+        )
+        return choice
 
     def __repr__(self) -> str:
-        return f"<Response {self.state.name}, {self._unfinished} of {self._count} choices unfinished>"
+        states = ", ".join(upstream.reader.state.name for upstream in self._upstreams)
+        return f"<Response {states}, {sum(not choice.finished for choice in self._choices)} of {len(self._choices)} choices unfinished>"
+
+    @property
+    def state(self) -> State:
+        """Where the response is: of several calls that which is furthest behind, ERROR before all."""
+        states = [upstream.reader.state for upstream in self._upstreams]
+        return State.ERROR if State.ERROR in states else min(states, key=lambda state: state.value)
 
     @property
     def usage(self) -> Usage:
         """Tokens so far; exact once the response has ended."""
+        passed_through = self._encoder.reported_usage
+        if passed_through is not None:
+            return passed_through
         return self._usage_with(sum(choice.completion_tokens for choice in self._choices))
 
-    def receive_headers(self, headers: Headers | Mapping[str, str] = (), *, status: int = 200) -> Sequence[Output]:
+    def receive_headers(self, headers: Headers | Mapping[str, str] = (), *, status: int = 200, call: int = 0) -> Sequence[Output]:
         """The response headers, `status` being the HTTP status. A grpc-status among them may be a trailers-only answer."""
-        self._check_open()
-        fields = as_mapping(headers)
-        if "grpc-status" in fields:
-            # Trailers-only, or a server that says it twice; which one is known when trailers or the end come.
-            self._status_in_headers = fields
-        else:
-            fault = check_headers(status, fields)
-            if fault is not None:
-                return self._fail(fault, [])
-        self._frames.encoding = fields.get("grpc-encoding", "identity")
-        return self._advance(Input.HEADERS)
+        upstream = self._upstream(call)
+        upstream.reader.check_open()
+        if self.ended and not headers:
+            return ()
+        try:
+            upstream.reader.receive_headers(headers, status)
+        except CodecError as error:
+            return self._fail(upstream, error, [])
+        return ()
 
-    def receive_data(self, data: bytes) -> Sequence[Output]:
+    def receive_data(self, data: bytes, *, call: int = 0) -> Sequence[Output]:
         """Bytes of the response body, cut anywhere."""
-        payload = self._frames.receive_whole(data)
+        upstream = self._upstream(call)
+        reader = upstream.reader
+        payload = reader.frames.receive_whole(data)
         if payload is not None:
-            return self.receive_message(payload)
-        if self._eof:
-            self._check_open()
+            return self.receive_message(payload, call=call)
+        if reader.eof:
+            reader.check_open()
         if self.ended:
             return ()
         parts: list[bytes] = []
         try:
-            for payload in self._frames.receive_data(data):
-                plain = self._plain(payload) if self.state is _STREAMING else None
+            for payload in reader.receive_data(data):
+                plain = self._plain(upstream, payload) if reader.state is _STREAMING else None
                 if plain is None:
-                    self._message(payload, parts)
+                    self._message(upstream, payload, parts)
                 else:
                     parts.append(plain)
         except CodecError as error:
-            return self._fail(error, parts)
-        return self._send(parts) if parts else ()
+            return self._fail(upstream, error, parts)
+        return self._send(upstream, parts)
 
-    def receive_message(self, message: bytes) -> Sequence[Output]:
+    def receive_message(self, message: bytes, *, call: int = 0) -> Sequence[Output]:
         """One message without its frame, for hosts whose gRPC library took the frames away."""
-        if self.state is _STREAMING:
-            plain = self._plain(message)
+        upstream = self._upstreams[call] if 0 <= call < len(self._upstreams) else self._upstream(call)
+        reader = upstream.reader
+        if reader.state is _STREAMING:
+            plain = self._plain(upstream, message)
             if plain is not None:
                 return (BodyChunk(plain),) if plain else ()
-        if self._eof:
-            self._check_open()
+        if reader.eof:
+            reader.check_open()
         if self.ended:
             return ()
         parts: list[bytes] = []
         try:
-            if len(message) > self._frames.max_message_bytes:
-                raise FramingError(f"a message of {len(message)} bytes is over the limit of {self._frames.max_message_bytes}")
-            self._message(message, parts)
+            self._message(upstream, message, parts)
         except CodecError as error:
-            return self._fail(error, parts)
-        return self._send(parts) if parts else ()
+            return self._fail(upstream, error, parts)
+        return self._send(upstream, parts)
 
-    def receive_trailers(self, trailers: Headers | Mapping[str, str]) -> Sequence[Output]:
+    def receive_trailers(self, trailers: Headers | Mapping[str, str], *, call: int = 0) -> Sequence[Output]:
         """The trailers, which end the response."""
-        self._check_open()
-        self._eof = True
-        fields = as_mapping(trailers)
-        # Some hosts report the end of a trailers-only answer as trailers that are empty.
-        return self._close(decode_status(fields if "grpc-status" in fields else self._status_in_headers or fields))
+        return self._close(call, lambda reader: reader.receive_trailers(trailers))
 
-    def receive_status(self, code: Code, detail: str = "") -> Sequence[Output]:
+    def receive_status(self, code: Code, detail: str = "", *, call: int = 0) -> Sequence[Output]:
         """The end of the response, for hosts whose gRPC library decoded the trailers."""
-        self._check_open()
-        self._eof = True
-        return self._close(None if code is Code.OK else UpstreamStatusError(code, detail))
+        return self._close(call, lambda reader: reader.receive_status(code, detail))
 
-    def receive_eof(self) -> Sequence[Output]:
+    def receive_eof(self, *, call: int = 0) -> Sequence[Output]:
         """The connection or stream ended without trailers."""
-        self._check_open()
-        self._eof = True
-        if self._status_in_headers is not None:
-            return self._close(decode_status(self._status_in_headers))
-        if self.ended:
-            return ()
-        return self._fail(self._cut_short() or TruncatedResponseError("the response ended without a grpc-status"), [])
+        return self._close(call, lambda reader: reader.receive_eof())
 
-    def _check_open(self) -> None:
-        if self._eof:
-            raise UsageError("the end of this response was received already")
+    def _upstream(self, call: int) -> _Upstream:
+        if not 0 <= call < len(self._upstreams):
+            raise UsageError(f"call {call} of {len(self._upstreams)}")
+        return self._upstreams[call]
 
-    def _plain(self, payload: bytes) -> bytes | None:
+    def _plain(self, upstream: _Upstream, payload: bytes) -> bytes | None:
         """The per-token path: a message in mid-stream that brings nothing but tokens whose text the client gets. Else None."""
         if not self._is_plain:
             return None
         try:
-            index, token_ids = self._decode_tokens(self._parse(payload))
+            message = upstream.reader.parse(payload)
         except DecodeError:
             return None
-        if not token_ids or index >= self._count:
+        if self._decode_tokens is not None:
+            index, token_ids = self._decode_tokens(message)
+            if not token_ids or index >= len(upstream.plain):
+                return None
+            text = upstream.plain[index](token_ids)
+        elif self._decode_text is not None and (piece := self._decode_text(message)) is not None and piece[0] < len(upstream.plain):
+            index = piece[0]
+            text = upstream.plain[index](piece[1], piece[2])
+        else:
             return None
-        text = self._receive_plain[index](token_ids)
         if text:
-            return self._encode_text(index, text)
+            return self._encode_text(upstream.choices[index].index, text)
         return None if text is None else b""
 
-    def _message(self, payload: bytes, parts: list[bytes]) -> None:
-        try:
-            message = self._parse(payload)
-        except DecodeError:
-            name = self._adapter.response_type.DESCRIPTOR.full_name
-            raise MalformedMessageError(f"a payload of {len(payload)} bytes is no {name}") from None
-        event = self._decode(message)
-        if event is None:
-            # An empty message is legal and says nothing, but it still has to come at its time.
-            if next_state(self.state, Input.MESSAGE) is State.ERROR:
-                raise self._out_of_order(Input.MESSAGE)
+    def _message(self, upstream: _Upstream, payload: bytes, parts: list[bytes]) -> None:
+        for event in upstream.reader.receive_message(payload):
+            self._event(upstream, event, parts)
+
+    def _event(self, upstream: _Upstream, event: Event, parts: list[bytes]) -> None:
+        reader = upstream.reader
+        if isinstance(event, BodyEvent):
+            piece = self._encoder.body(event)
+            reader.accept(event)
+            parts.append(piece)
             return
-        if event.index >= self._count:
-            raise OutOfOrderError(f"a message for choice {event.index} of {self._count}")
-        choice = self._choices[event.index]
-        delta: Delta | None
-        if isinstance(event, TokensEvent):
-            delta = choice.receive_tokens(event)
-            self._move(Input.MESSAGE, event, parts)
-        else:
-            delta = choice.receive_finish(event)
-            self._unfinished -= 1
-            self._move(Input.MESSAGE if self._unfinished else Input.LAST_FINISH, event, parts)
+        if not isinstance(event, TokensEvent | FinishEvent):
+            reader.accept(event)
+            return
+        place = reader.place(event)
+        choice = upstream.choices[place]
+        delta = choice.receive_tokens(event) if isinstance(event, TokensEvent) else choice.receive_finish(event)
+        reader.accept(event, place)
+        if isinstance(event, TokensEvent) and choice.ended_here:
+            reader.end_choice(place)
+        if not self._is_open:
+            self._is_open = True
+            parts.append(self._encoder.open(range(len(self._choices)), self._prompt_token_ids, self._usage_with(0)))
         if delta is not None:
             parts.append(self._encoder.delta(delta, self._usage_with(choice.completion_tokens) if self._wants_usage else None))
 
-    def _move(self, received: Input, event: Event, parts: list[bytes]) -> None:
-        state = next_state(self.state, received)
-        if state is State.ERROR:
-            raise self._out_of_order(received)
-        self._see_prompt(event)
-        if self.state is State.AWAIT_MESSAGE:
-            parts.append(self._encoder.open(range(self._count), self._prompt_token_ids, self._usage))
-        self.state = state
-
-    def _see_prompt(self, event: Event) -> None:
-        usage = self._usage
-        if event.prompt_tokens not in (0, usage.prompt_tokens) or event.cached_tokens > usage.cached_tokens:
-            self._usage = Usage(
-                prompt_tokens=event.prompt_tokens or usage.prompt_tokens, cached_tokens=max(event.cached_tokens, usage.cached_tokens)
-            )
-
     def _usage_with(self, completion_tokens: int) -> Usage:
-        usage = self._usage
-        return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=completion_tokens, cached_tokens=usage.cached_tokens)
+        """Each prompt counts once, however many calls were made for its choices. Until a server tells, it is as long as we made it."""
+        prompts = [len(ids) for ids in self._prompt_token_ids]
+        told = [0] * len(prompts)
+        cached = [0] * len(prompts)
+        reasoning = 0
+        for upstream in self._upstreams:
+            told[upstream.prompt] = max(told[upstream.prompt], upstream.reader.prompt_tokens)
+            cached[upstream.prompt] = max(cached[upstream.prompt], upstream.reader.cached_tokens)
+            reasoning += upstream.reader.reasoning_tokens
+        return Usage(
+            prompt_tokens=sum(known or made for known, made in zip(told, prompts, strict=True)),
+            completion_tokens=completion_tokens,
+            cached_tokens=sum(cached),
+            reasoning_tokens=reasoning,
+        )
 
-    def _out_of_order(self, received: Input) -> OutOfOrderError:
-        return OutOfOrderError(f"{received.name} in state {self.state.name}")
-
-    def _advance(self, received: Input) -> Sequence[Output]:
-        state = next_state(self.state, received)
-        if state is State.ERROR:
-            return self._fail(self._out_of_order(received), [])
-        self.state = state
-        return ()
-
-    def _close(self, status: UpstreamStatusError | None) -> Sequence[Output]:
+    def _close(self, call: int, receive: Any) -> Sequence[Output]:
+        upstream = self._upstream(call)
+        reader = upstream.reader
+        reader.check_open()
+        reader.eof = True
         if self.ended:
             return ()
-        fault = status if status is not None else self._cut_short()
-        if fault is not None:
-            return self._fail(fault, [])
-        self.state = next_state(self.state, Input.STATUS_OK)
-        return self._send([self._encoder.close(self.usage)], last=True)
-
-    def _cut_short(self) -> CodecError | None:
-        """Why grpc-status 0 would be a lie: an unfinished frame, or a choice without its finish."""
         try:
-            self._frames.receive_eof()
-        except TruncatedResponseError as error:
-            return error
-        if self.state is State.FINISHED:
-            return None
-        return TruncatedResponseError(f"the response ended before {self._unfinished} of {len(self._choices)} choices had finished")
+            receive(reader)
+        except CodecError as error:
+            return self._fail(upstream, error, [])
+        return self._send(upstream, [])
 
-    def _send(self, parts: list[bytes], *, last: bool = False) -> Sequence[Output]:
+    def _send(self, upstream: _Upstream, parts: list[bytes]) -> Sequence[Output]:
+        """What goes out after `parts`; the end too, when all calls are closed."""
+        is_closed = upstream.reader.state is State.CLOSED
+        if is_closed and all(other.reader.state is State.CLOSED for other in self._upstreams):
+            parts.append(self._encoder.close(self.usage))
+            return self._emit(parts, last=True)
+        outputs = self._emit(parts) if parts else ()
+        if is_closed and not upstream.reader.eof:
+            return (*outputs, CancelCall(upstream.number))
+        return outputs
+
+    def _emit(self, parts: list[bytes], *, last: bool = False) -> Sequence[Output]:
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         if self._head_sent and not last:
             return (BodyChunk(data),) if data else ()
@@ -326,7 +335,7 @@ class Response:
             self.ended = True
             return encode_json_response(data)
         outputs: list[Output] = []
-        if not self._head_sent:
+        if not self._head_sent and (data or last or self._is_open):
             self._head_sent = True
             outputs.append(ResponseHead(200, (("content-type", self._encoder.content_type), ("cache-control", "no-cache"))))
         if data:
@@ -336,20 +345,19 @@ class Response:
             outputs.append(EndOfBody())
         return outputs
 
-    def _fail(self, error: CodecError, parts: list[bytes]) -> Sequence[Output]:
+    def _fail(self, upstream: _Upstream, error: CodecError, parts: list[bytes]) -> Sequence[Output]:
         """End the answer with `error`: after the messages that came before it, in the form that the client can still be told."""
+        upstream.reader.fail(error)
         if self.ended:
             return ()
         self.error = error
-        received = Input.STATUS_ERROR if isinstance(error, UpstreamStatusError) else None
-        self.state = next_state(self.state, received) if received is not None else State.ERROR
-        if not self._encoder.streams or not (self._head_sent or parts):
+        if not self._encoder.streams or not (self._head_sent or any(parts)):
             self.ended = True
             return encode_error_response(error)
         # Text that waited for its choice to end, or could still have become a stop string, was generated: the client gets it.
         for choice in self._choices:
-            delta = choice.abandon()
+            delta: Delta | None = choice.abandon()
             if delta is not None:
                 parts.append(self._encoder.delta(delta, self._usage_with(choice.completion_tokens) if self._wants_usage else None))
         parts.append(self._encoder.error(error))
-        return self._send(parts, last=True)
+        return self._emit(parts, last=True)

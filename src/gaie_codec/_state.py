@@ -26,11 +26,13 @@ class State(enum.Enum):
 
 
 class Input(enum.Enum):
-    """What can arrive. LAST_FINISH is the message after which every choice has finished."""
+    """What can arrive. LAST_FINISH is the message after which every choice has finished; ENOUGH is a message with which, by our own
+    knowledge, all that was asked for is there although the server goes on."""
 
     HEADERS = enum.auto()
     MESSAGE = enum.auto()
     LAST_FINISH = enum.auto()
+    ENOUGH = enum.auto()
     STATUS_OK = enum.auto()
     STATUS_ERROR = enum.auto()
 
@@ -48,6 +50,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Input, State]]] = MappingProxyType(
             {
                 Input.MESSAGE: State.STREAMING,
                 Input.LAST_FINISH: State.FINISHED,
+                Input.ENOUGH: State.CLOSED,
                 Input.STATUS_ERROR: State.CLOSED,
             }
         ),
@@ -55,6 +58,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Input, State]]] = MappingProxyType(
             {
                 Input.MESSAGE: State.STREAMING,
                 Input.LAST_FINISH: State.FINISHED,
+                Input.ENOUGH: State.CLOSED,
                 Input.STATUS_ERROR: State.CLOSED,
             }
         ),

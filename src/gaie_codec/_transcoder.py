@@ -10,49 +10,50 @@ No I/O, clocks or randomness: the host brings bytes, ids and times, and copies o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
-from google.protobuf.message import EncodeError
 
 from . import adapters, snapshots
-from ._errors import (
-    MalformedRequestError,
-    RequestTooLargeError,
-    UnsupportedEndpointError,
-    UnsupportedFieldError,
-    UsageError,
-)
-from ._events import InferenceRequest, ModelInfo, SamplingParams
-from ._framing import DEFAULT_MAX_MESSAGE_BYTES, encode_frame
+from ._calls import Call, UpstreamCall, plan
+from ._errors import MalformedRequestError, RequestTooLargeError, UnsupportedEndpointError, UnsupportedFieldError, UsageError
+from ._events import InferenceRequest, ModelInfo
+from ._fit import fit
+from ._framing import DEFAULT_MAX_MESSAGE_BYTES
 from ._metadata import FORWARDED, Headers, as_mapping, is_metadata_value
-from ._response import Response
-from .openai import chat, sampling
-from .openai.chat_response import ResponseMeta
+from .adapters.base import Adapter
+from .openai import ENDPOINTS, chat, passthrough, sampling
+from .openai.endpoint import Asked, Decoded, Endpoint
 
 if TYPE_CHECKING:
+    from .adapters.base import Passthrough
     from .text import Tokenizer
 
-_REQUEST_DEFAULTS: Final = InferenceRequest(request_id="")
-_SAMPLING_DEFAULTS: Final = SamplingParams()
 # OpenAI's and vLLM's, so that a client is not told that they do not exist.
-_OTHER_PATHS: Final = frozenset(
-    f"/v1/{name}" for name in ("completions", "embeddings", "responses", "messages", "score", "rerank", "audio/transcriptions")
-)
+_OTHER_PATHS: Final = frozenset(f"/v1/{name}" for name in ("responses", "messages", "audio/transcriptions")) | passthrough.PATHS.keys()
+_RANK: Final = "x-data-parallel-rank"
+# What a server that takes HTTP headers in the message is told.
+_PASSED_HEADERS: Final = (*FORWARDED, _RANK, "x-smg-routing-key")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds on what is taken in, in bytes."""
+    """Bounds on what is taken in, in bytes, and on the calls that one request may take.
+
+    A host that has a single upstream call for each request sets `max_calls` to 1; what needs more is then refused by name.
+    """
 
     max_request_bytes: int = 64 * 1024 * 1024
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    max_calls: int = 128
 
 
 class Transcoder:
     """OpenAI HTTP <-> one model-server dialect at one snapshot. Holds no per-request state; share it between threads.
 
-    `snapshot` None is the newest. `tokenizer` may be None only for a dialect that answers in text. `model` is what the server tells of
+    `dialect` is the name of one of ours, or an adapter of your own (docs/adding-a-server.md), which has its snapshot already.
+    `snapshot` None is the newest. `tokenizer` may be None only where OpenAI JSON is passed through: `passthrough` False does without that
+    on a server that offers it (`sglang.runtime`), and sends token ids instead. `model` is what the server tells of
     itself (`adapter.decode_model_info`); without it nothing is checked against the context length or the served name, and no model
     defaults apply. `unsupported="drop"` sends a request without the fields that the wire cannot carry and reports them in
     `Call.dropped`, instead of refusing it. `stop_holdback="window"` holds back as much text as vLLM's own server while a stop string
@@ -61,7 +62,7 @@ class Transcoder:
 
     def __init__(
         self,
-        dialect: str,
+        dialect: str | Adapter,
         *,
         snapshot: str | None = None,
         tokenizer: Tokenizer | None = None,
@@ -70,10 +71,12 @@ class Transcoder:
         unsupported: Literal["reject", "drop"] = "reject",
         stop_holdback: Literal["prefix", "window"] = "prefix",
         prompt_tokens_details: bool = False,
+        passthrough: bool = True,
     ) -> None:
-        self.adapter = adapters.get(snapshots.load(dialect, snapshot))
-        if tokenizer is None:
-            raise UsageError(f"{dialect} answers in token ids: a tokenizer is needed")
+        self.adapter = dialect if isinstance(dialect, Adapter) else adapters.get(snapshots.load(dialect, snapshot))
+        self.passthrough: Passthrough | None = self.adapter.passthrough if passthrough else None
+        if tokenizer is None and self.passthrough is None:
+            raise UsageError(f"{self.adapter.dialect} takes token ids: a tokenizer is needed")
         if unsupported not in ("reject", "drop"):
             raise UsageError(f"unsupported is {unsupported!r}, not 'reject' or 'drop'")
         if stop_holdback not in ("prefix", "window"):
@@ -84,7 +87,7 @@ class Transcoder:
         self.unsupported = unsupported
         self.stop_holdback = stop_holdback
         self.prompt_tokens_details = prompt_tokens_details
-        self.eos_token_ids = tokenizer.eos_token_ids.union(self.model.eos_token_ids)
+        self.eos_token_ids = (tokenizer.eos_token_ids if tokenizer is not None else frozenset()).union(self.model.eos_token_ids)
         self.system_fingerprint = f"{self.adapter.dialect}-{self.adapter.snapshot.name}"
         try:
             sampling.decode_sampling({}, model=self.model, vocab_size=0, max_tokens=None, logprobs=None)
@@ -98,135 +101,90 @@ class Transcoder:
         vLLM. Raises RequestError.
         """
         route = path.partition("?")[0]
-        if route != chat.PATH:
+        kind = passthrough.PATHS.get(route)
+        body_path = self.passthrough.paths.get(kind or "") if self.passthrough is not None else None
+        endpoint = ENDPOINTS.get(route)
+        if body_path is None and (endpoint is None or self.tokenizer is None):
             known = "is not supported" if route in _OTHER_PATHS else "does not exist"
-            raise UnsupportedEndpointError(f"the endpoint {route[:100]!r} {known}; there is {chat.PATH}")
+            raise UnsupportedEndpointError(f"the endpoint {route[:100]!r} {known}; there is {', '.join(self.paths)}")
         if method != "POST":
-            raise UnsupportedEndpointError(f"{chat.PATH} takes POST", http_status=405, allow="POST")
+            raise UnsupportedEndpointError(f"{route} takes POST", http_status=405, allow="POST")
         if len(body) > self.limits.max_request_bytes:
             raise RequestTooLargeError(f"the body of {len(body)} bytes is over the limit of {self.limits.max_request_bytes}")
         fields = as_mapping(headers)
-        content_type = fields.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if content_type != "application/json":
-            raise MalformedRequestError(
-                "Unsupported Media Type: Only 'application/json' is allowed; send content-type: application/json", param="content-type"
-            )
-        if fields.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-            raise MalformedRequestError("a compressed body is not supported; send it without content-encoding", param="content-encoding")
-        decoded = chat.decode_request(
-            body, request_id=request_id, fixed_id=fields.get("x-request-id"), tokenizer=self.tokenizer, model=self.model
+        _check_content(fields)
+        asked = Asked(
+            request_id=request_id,
+            fixed_id=fields.get("x-request-id"),
+            tokenizer=self.tokenizer,
+            model=self.model,
+            accepts_media="media" in self.adapter.carries and self.model.is_multimodal is not False,
         )
-        inference = decoded.inference
-        if "x-data-parallel-rank" in fields:
-            inference = msgspec.structs.replace(inference, data_parallel_rank=_decode_rank(fields["x-data-parallel-rank"]))
-        inference, dropped = self._fit(inference)
-        try:
-            message = self.adapter.encode_request(inference).SerializeToString()
-        except (ValueError, TypeError, EncodeError):
-            # The ranges were checked: what protobuf still refuses is text that is not Unicode.
-            raise MalformedRequestError("the request holds text that is not valid Unicode") from None
-        # A value that gRPC metadata cannot hold would fail the call; trace context is not worth that.
-        metadata = tuple((name, fields[name]) for name in FORWARDED if is_metadata_value(fields.get(name, "")))
-        return Call(self, inference, decoded.options, message, metadata, dropped + decoded.ignored)
+        if body_path is not None and kind is not None:
+            return self._pass_through(kind, body_path, fields, body, asked)
+        assert endpoint is not None
+        return self._transcode(endpoint, fields, endpoint.decode_request(body, asked))
 
-    def _fit(self, request: InferenceRequest) -> tuple[InferenceRequest, tuple[str, ...]]:
-        """Hold the request against what the dialect can carry: refuse by name, or drop and report."""
-        lost = [name for name in _asked_for(request) if name not in self.adapter.carries]
-        if lost:
-            if self.unsupported == "reject":
-                raise UnsupportedFieldError(
-                    f"`{_openai_name(lost[0])}` cannot be sent to this model server ({self.adapter.dialect},"
-                    f" snapshot {self.adapter.snapshot.name})",
-                    param=_openai_name(lost[0]),
-                )
-            request = _without(request, lost)
-        for name, (low, high) in self.adapter.ranges.items():
-            value = getattr(request.sampling, name, None)
-            if value is not None and not low <= value <= high:
-                raise MalformedRequestError(
-                    f"{name} must be between {low} and {high} for this model server, got {value}. (parameter={name}, value={value})",
-                    param=name,
-                )
-        return request, tuple(_openai_name(name) for name in lost)
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The endpoints that there are, all by POST."""
+        if self.passthrough is not None:
+            return tuple(path for path, kind in passthrough.PATHS.items() if kind in self.passthrough.paths)
+        return tuple(ENDPOINTS)
+
+    def _transcode(self, endpoint: Endpoint, headers: Mapping[str, str], decoded: Decoded) -> Call:
+        rank = _decode_rank(headers[_RANK]) if _RANK in headers else None
+        trace = {name: headers[name] for name in FORWARDED if is_metadata_value(headers.get(name, ""))}
+        prompts = []
+        dropped: tuple[str, ...] = ()
+        for prompt in decoded.prompts:
+            whole = msgspec.structs.replace(prompt, data_parallel_rank=rank, trace_headers=trace)
+            fitted, dropped = fit(self.adapter, whole, drops=self.unsupported == "drop")
+            prompts.append(fitted)
+        prompts, too_many = self._within_calls(prompts)
+        calls = plan(self.adapter, prompts)
+        return Call(self, endpoint, decoded.options, tuple(prompts), calls, dropped + too_many + decoded.ignored)
+
+    def _within_calls(self, prompts: list[InferenceRequest]) -> tuple[list[InferenceRequest], tuple[str, ...]]:
+        """The prompts, if the host may make the calls that they take; with one choice each where the others are dropped."""
+        n = prompts[0].sampling.n
+        limit = self.limits.max_calls
+        by_choice = n > 1 and "n" not in self.adapter.carries
+        if len(prompts) * (n if by_choice else 1) <= limit:
+            return prompts, ()
+        if by_choice and len(prompts) <= limit and self.unsupported == "drop":
+            single = [msgspec.structs.replace(one, sampling=msgspec.structs.replace(one.sampling, n=1)) for one in prompts]
+            return single, ("n",)
+        param = "n" if by_choice else "prompt"
+        needed = len(prompts) * (n if by_choice else 1)
+        raise UnsupportedFieldError(
+            f"`{param}` takes {needed} calls to this model server ({self.adapter.dialect}), and this gateway makes at most {limit}",
+            param=param,
+        )
+
+    def _pass_through(self, kind: str, path: str, headers: Mapping[str, str], body: bytes, asked: Asked) -> Call:
+        way = self.passthrough
+        assert way is not None
+        known = way.fields[kind]
+        decoded = passthrough.decode_request(kind, body, asked, known)
+        told = {name: headers[name] for name in _PASSED_HEADERS if is_metadata_value(headers.get(name, ""))}
+        inference = msgspec.structs.replace(decoded.prompts[0], trace_headers=told)
+        call = UpstreamCall(path=path, message=way.encode_request(body, told).SerializeToString(), inference=inference, choices=1)
+        endpoint = Endpoint(path=path, decode_request=chat.decode_request, make_encoder=passthrough.make_encoder)
+        return Call(self, endpoint, decoded.options, (inference,), (call,), decoded.ignored, is_passthrough=True)
+
+
+def _check_content(headers: Mapping[str, str]) -> None:
+    content_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise MalformedRequestError(
+            "Unsupported Media Type: Only 'application/json' is allowed; send content-type: application/json", param="content-type"
+        )
+    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise MalformedRequestError("a compressed body is not supported; send it without content-encoding", param="content-encoding")
 
 
 def _decode_rank(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:10]) < 2**31 and len(text) <= 10):
-        raise MalformedRequestError("x-data-parallel-rank is no rank", param="x-data-parallel-rank")
+        raise MalformedRequestError("x-data-parallel-rank is no rank", param=_RANK)
     return int(text)
-
-
-def _asked_for(request: InferenceRequest) -> list[str]:
-    """The neutral fields that ask for something: those which differ from their defaults."""
-    names = [name for name in request.__struct_fields__ if getattr(request, name) != getattr(_REQUEST_DEFAULTS, name)]
-    if "sampling" in names:
-        names.remove("sampling")
-    for name in SamplingParams.__struct_fields__:
-        value = getattr(request.sampling, name)
-        if value != getattr(_SAMPLING_DEFAULTS, name):
-            names.append(f"constraint.{value.kind}" if name == "constraint" else name)
-    return names
-
-
-def _without(request: InferenceRequest, names: Sequence[str]) -> InferenceRequest:
-    plain = ["constraint" if name.startswith("constraint.") else name for name in names]
-    sampling = {name: getattr(_SAMPLING_DEFAULTS, name) for name in plain if name in SamplingParams.__struct_fields__}
-    outer = {name: getattr(_REQUEST_DEFAULTS, name) for name in plain if name in InferenceRequest.__struct_fields__}
-    return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, **sampling), **outer)
-
-
-def _openai_name(name: str) -> str:
-    """The request field behind a neutral name, where they differ."""
-    return "response_format" if name.startswith("constraint.") else name
-
-
-class Call:
-    """One gRPC call to make: where it goes, what it says, and how to read the answer."""
-
-    __slots__ = ("_options", "_transcoder", "dropped", "inference", "message", "metadata", "path")
-
-    def __init__(
-        self,
-        transcoder: Transcoder,
-        inference: InferenceRequest,
-        options: chat.ChatOptions,
-        message: bytes,
-        metadata: tuple[tuple[str, str], ...],
-        dropped: tuple[str, ...],
-    ) -> None:
-        self._transcoder = transcoder
-        self._options = options
-        self.path = transcoder.adapter.generate_path
-        self.metadata = metadata
-        self.message = message
-        self.inference = inference
-        self.dropped = dropped
-
-    @property
-    def frame(self) -> bytes:
-        """The request body on the wire: `message` with its length prefix."""
-        return encode_frame(self.message)
-
-    @property
-    def headers(self) -> tuple[tuple[str, str], ...]:
-        """The HTTP/2 request headers for a host without a gRPC library: what gRPC wants, then `metadata`."""
-        return (
-            ("content-type", "application/grpc"),
-            ("te", "trailers"),
-            ("grpc-accept-encoding", "identity,deflate,gzip"),
-            *self.metadata,
-        )
-
-    def __repr__(self) -> str:
-        return f"<Call {self.inference.request_id} to {self.path}>"
-
-    def response(self, *, created: int, id: str | None = None) -> Response:
-        """The reader of the answer. `created` is in seconds since the epoch; `id` None is the call's request id."""
-        transcoder = self._transcoder
-        meta = ResponseMeta(
-            id=id if id is not None else self.inference.request_id,
-            created=created,
-            system_fingerprint=transcoder.system_fingerprint,
-            prompt_tokens_details=transcoder.prompt_tokens_details,
-        )
-        return Response(transcoder, self.inference, self._options, meta)

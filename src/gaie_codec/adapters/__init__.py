@@ -11,7 +11,15 @@ from .._errors import UsageError
 from ..snapshots import Snapshot
 from .base import Adapter
 
-_MODULES: Final = MappingProxyType({"vllm.engine": ".vllm.engine"})
+_MODULES: Final = MappingProxyType(
+    {
+        "vllm.engine": ".vllm.engine",
+        "vllm.inference": ".vllm.inference",
+        "sglang.scheduler": ".sglang.scheduler",
+        "sglang.runtime": ".sglang.runtime",
+        "sglang.api": ".sglang.api",
+    }
+)
 
 DIALECTS: Final = tuple(_MODULES)
 

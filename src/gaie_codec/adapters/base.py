@@ -1,19 +1,57 @@
 """What an adapter is: one model-server dialect at one snapshot, as a frozen record of plain functions and facts.
 
 An adapter module offers `adapter(snapshot) -> Adapter`. It asks the snapshot's descriptors which fields exist; the host of the adapter
-refuses by name what `carries` leaves out, so no adapter ever drops a field.
+refuses by name what `carries` leaves out, so no adapter ever drops a field. Facts say how the server speaks where the schema does not;
+with them one core reads all servers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 from google.protobuf.message import Message
 
-from .._events import Event, InferenceRequest, ModelInfo
+from .._errors import Code
+from .._events import BodyEvent, Event, InferenceRequest, ModelInfo
 from ..snapshots import Snapshot
+
+
+class Convention(msgspec.Struct, frozen=True, kw_only=True):
+    """How a server tells what it generates, for whoever has to speak like one (`_conventions.Teller`)."""
+
+    counts: Literal["delta", "total"] = "delta"
+    """What `completion_tokens` of a message counts: its own tokens, or those of the choice so far."""
+
+    repeats: Literal["last", "all", "nothing"] = "last"
+    """Which ids a finish of its own repeats."""
+
+    is_cumulative: bool = False
+    """Each message repeats everything so far."""
+
+    joins_finish: bool = False
+    """The finish comes in the message of the last tokens."""
+
+    announces_prompt: bool = False
+    """A message about the prompt comes before all others."""
+
+    names_choices: bool = False
+    """Several choices are told apart by `choice_id`."""
+
+
+class Passthrough(msgspec.Struct, frozen=True, kw_only=True):
+    """The methods of a server that takes OpenAI JSON as it is, by kind of request: chat, completions, embeddings, ..."""
+
+    paths: Mapping[str, str]
+    fields: Mapping[str, frozenset[str]]
+    """What the server reads of each kind of body; it passes over all else."""
+    encode_request: Callable[[bytes, Mapping[str, str]], Message]
+    """A JSON body, and the HTTP headers that go along."""
+    decode_request: Callable[[Any], tuple[bytes, dict[str, str]]]
+    decode_response: Callable[[Any], BodyEvent]
+    encode_response: Callable[[BodyEvent, str], Message]
+    """An event of a call to the path."""
 
 
 class Adapter(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,29 +61,105 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: Snapshot
 
     generate_path: str
-    """The gRPC path of the call, such as `/vllm.grpc.engine.VllmEngine/Generate`."""
+    """The gRPC path of a streaming generation, such as `/vllm.grpc.engine.VllmEngine/Generate`."""
 
-    model_info_path: str
-    """The path that answers what `decode_model_info` takes; its request has no fields."""
+    generate_paths: tuple[str, ...]
+    """Every path that takes what `encode_request` makes; `path_for` chooses."""
 
-    tokenizer_path: str | None
+    path_for: Callable[[InferenceRequest], str]
+
+    info_paths: tuple[str, ...]
+    """Paths whose answers `decode_model_info` takes; their requests have no fields. All but the first may be UNIMPLEMENTED."""
+
+    tokenizer_path: str | None = None
     """The path of the server's GetTokenizer stream, None where the snapshot has none."""
+
+    advertises_defaults: bool = False
+    """The server tells its model's own sampling parameters, so that none told means none."""
+
+    health_path: str | None = None
+    """The path of a HealthCheck that is cheap, None where there is none and grpc.health.v1 has to do."""
 
     request_type: type[Message]
     response_type: type[Message]
+    """Of `generate_path`."""
+
+    sends: Mapping[str, str]
+    """Fields of InferenceRequest and SamplingParams, and kinds of constraint as `constraint.<kind>`, with the wire field of each as a
+    dotted path below the request."""
+
+    emulates: Mapping[str, str]
+    """Likewise for what has no field of its own on this wire, with how it is done instead."""
 
     carries: frozenset[str]
-    """Fields of InferenceRequest and SamplingParams that reach the wire, and kinds of constraint as `constraint.<kind>`."""
+    """What can be said: the keys of `sends` and `emulates`."""
 
     ranges: Mapping[str, tuple[float, float]]
     """Lowest and highest value of sampling fields whose type on the wire is narrower than OpenAI's."""
 
+    sends_text: bool = False
+    """The server detokenizes; else text is the gateway's work."""
+
+    answers_text_with_text: bool = False
+    """The server sends text, and no ids, when the prompt is text."""
+
+    sends_final_text: bool = False
+    """Text that came stays: the server holds back what may become a stop string. Else it may be shortened at the end."""
+
+    ends_at_stop_strings: bool = True
+    """The server knows stop strings. Else the gateway ends the choice."""
+
+    names_eos: bool = False
+    """An end by EOS has `matched_stop` set to the EOS id."""
+
+    default_max_tokens: int | None = None
+    """What the server takes unset `max_tokens` for; None where that is the rest of the context."""
+
+    counts: Literal["ids", "delta", "total"] = "ids"
+    """How completion tokens are counted: by ids, which always come, or as reported, per message or for the choice so far."""
+
+    streams_several: bool = False
+    """More than one choice has to be asked for with `stream`, also for a unary answer."""
+
+    convention: Convention = Convention()
+
     encode_request: Callable[[InferenceRequest], Message]
-    decode_request: Callable[[Message], InferenceRequest]
-    decode_response: Callable[[Any], Event | None]
-    """One message to one event; None for a message that says nothing."""
-    decode_tokens: Callable[[Any], tuple[int, list[int]]]
-    """The per-token path: index and ids of a message that brings tokens, no ids for any other. The rest of it is not looked at."""
+    decode_request: Callable[[Any], InferenceRequest]
+    encode_metadata: Callable[[InferenceRequest], tuple[tuple[str, str], ...]]
+    """The call's metadata."""
+    decode_response: Callable[[Any], Sequence[Event]]
+    """One message to its events, none for a message that says nothing."""
+    decode_tokens: Callable[[Any], tuple[int, list[int]]] | None = None
+    """The per-token path where the server sends ids: index and ids of a message that brings tokens, no ids for any other. The rest of
+    it is not looked at."""
+    decode_text: Callable[[Any], tuple[int, str, int] | None] | None = None
+    """The per-token path where the server sends pieces of text: index, text and number of tokens; None for a message that says more."""
     encode_response: Callable[[Event], Message]
-    decode_model_info: Callable[[Any], ModelInfo]
-    encode_model_info: Callable[[ModelInfo], Message]
+    decode_status: Callable[[Code, str], tuple[Code, str]] | None = None
+    """What a status other than OK means, where the server hides another one in it."""
+    decode_model_info: Callable[[Mapping[str, Any]], ModelInfo]
+    """Answers by path, at least that of the first path."""
+    encode_model_info: Callable[[ModelInfo], Mapping[str, Message]]
+
+    passthrough: Passthrough | None = None
+
+
+def trace_metadata(request: InferenceRequest) -> tuple[tuple[str, str], ...]:
+    """The `encode_metadata` of servers that read trace context from metadata."""
+    return tuple(request.trace_headers.items())
+
+
+def existing(request_type: type[Message], fields: Mapping[str, str]) -> dict[str, str]:
+    """Those of `fields` whose wire field the request has in this snapshot."""
+    return {name: path for name, path in fields.items() if has_path(request_type, path)}
+
+
+def has_path(message_type: type[Message], path: str) -> bool:
+    """Whether a dotted path of field names leads anywhere below the message."""
+    descriptor: Any = message_type.DESCRIPTOR
+    for name in path.split("."):
+        field = descriptor.fields_by_name.get(name) if descriptor is not None else None
+        if field is None:
+            return False
+        descriptor = field.message_type
+    return True

@@ -11,12 +11,13 @@ import logging
 import string
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote
 
 from .. import (
     BodyChunk,
+    CancelCall,
     Code,
     CodecError,
     EndOfBody,
@@ -32,8 +33,8 @@ from ..openai import models
 from .questions import check_health
 
 if TYPE_CHECKING:
-    from .. import Call, Transcoder
-    from .upstream import Upstream
+    from .. import Call, Output, Response, Transcoder
+    from .upstream import Upstream, UpstreamCall
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -78,7 +79,7 @@ class _Reply:
         self.dropped: tuple[str, ...] = ()
         self.has_started = False
 
-    async def send(self, outputs: Iterable[ResponseHead | BodyChunk | EndOfBody]) -> None:
+    async def send(self, outputs: Iterable[Output]) -> None:
         try:
             for out in outputs:
                 if isinstance(out, BodyChunk):
@@ -87,7 +88,7 @@ class _Reply:
                 elif isinstance(out, ResponseHead):
                     self.has_started = True
                     await self._send({"type": "http.response.start", "status": out.status, "headers": self._headers(out)})
-                else:
+                elif isinstance(out, EndOfBody):
                     await self._send({"type": "http.response.body", "body": b"", "more_body": False})
         except OSError as error:  # what ASGI 2.4 servers raise once the client has left; older ones say nothing
             raise _ClientGone from error
@@ -109,7 +110,9 @@ class _App:
         self._request_timeout_s = request_timeout_s
         self._health_timeout_s = health_timeout_s
         model = transcoder.model
-        self._models = models.encode_models(model.names, created=int(time.time()), max_model_len=model.max_model_len)
+        self._models = models.encode_models(
+            model.names, created=int(time.time()), max_model_len=model.max_model_len, adapters=model.lora_adapters
+        )
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -152,7 +155,7 @@ class _App:
                 call = decode(method, path, headers, body, request_id=own_id)
             reply.dropped = call.dropped
             if "x-request-id" not in headers:
-                reply.request_id = call.inference.request_id
+                reply.request_id = call.id
             await self._run(call, receive, reply)
 
     async def _read_body(self, headers: dict[str, str], receive: Receive) -> bytes:
@@ -189,24 +192,66 @@ class _App:
 
     async def _exchange(self, call: Call, reply: _Reply) -> None:
         response = call.response(created=int(time.time()))
-        upstream = self._upstream.stream(call.path, call.message, metadata=call.metadata, timeout_s=self._request_timeout_s)
+        upstreams = [
+            self._upstream.stream(one.path, one.message, metadata=one.metadata, timeout_s=self._request_timeout_s) for one in call.calls
+        ]
         try:
-            await reply.send(response.receive_headers())
-            while not response.ended and (message := await upstream.read()) is not None:
-                await reply.send(response.receive_message(message))
-            if not response.ended:
-                await reply.send(response.receive_status(*await upstream.status()))
+            if len(upstreams) == 1:
+                await self._read(upstreams[0], response, reply)
+            else:
+                await _read_all(upstreams, response, reply)
         finally:
-            upstream.cancel()
+            for upstream in upstreams:
+                upstream.cancel()
             if response.error is not None:
                 level = logging.WARNING if response.error.http_status >= 500 else logging.INFO
                 _log.log(level, "request %r: %d, %r", reply.request_id, response.error.http_status, str(response.error))
+
+    async def _read(self, upstream: UpstreamCall, response: Response, reply: _Reply) -> None:
+        await reply.send(response.receive_headers())
+        while not response.ended and (message := await upstream.read()) is not None:
+            await reply.send(response.receive_message(message))
+        if not response.ended:
+            await reply.send(response.receive_status(*await upstream.status()))
 
     async def _check_health(self) -> None:
         try:
             await check_health(self._upstream, self._transcoder.adapter, timeout_s=self._health_timeout_s)
         except CodecError as error:
             raise UpstreamStatusError(Code.UNAVAILABLE, f"health check: {error}") from error
+
+
+async def _read_all(upstreams: Sequence[UpstreamCall], response: Response, reply: _Reply) -> None:
+    """Read several calls side by side. What comes is taken in one place, so that outputs leave in the order in which they were made."""
+    arrived: asyncio.Queue[tuple[int, bytes | None]] = asyncio.Queue(len(upstreams))
+
+    async def pump(number: int) -> None:
+        while (message := await upstreams[number].read()) is not None:
+            await arrived.put((number, message))
+        await arrived.put((number, None))
+
+    pumps = [asyncio.create_task(pump(number)) for number in range(len(upstreams))]
+    stopped: set[int] = set()
+    try:
+        for number in range(len(upstreams)):
+            await reply.send(response.receive_headers(call=number))
+        while not response.ended:
+            number, message = await arrived.get()
+            if number in stopped:
+                continue
+            if message is not None:
+                outputs = response.receive_message(message, call=number)
+            else:
+                outputs = response.receive_status(*await upstreams[number].status(), call=number)
+            for out in outputs:
+                if isinstance(out, CancelCall):
+                    stopped.add(out.call)
+                    upstreams[out.call].cancel()
+            await reply.send(outputs)
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
 
 
 async def _last_words(reply: _Reply, error: CodecError) -> None:

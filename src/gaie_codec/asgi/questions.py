@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import DecodeError, Message
 
-from .. import Code, MalformedMessageError, ModelInfo, UpstreamStatusError, UsageError
+from .. import Code, CodecError, MalformedMessageError, ModelInfo, UpstreamStatusError, UsageError
 from ..text.archive import TokenizerArchive
 
 if TYPE_CHECKING:
     from ..adapters.base import Adapter
     from .upstream import Upstream
 
+_OPTIONAL_TIMEOUT_S: Final = 2.0
 _HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
 _SERVING: Final = b"\x08\x01"  # HealthCheckResponse{status: SERVING}
 
 
 async def fetch_model_info(upstream: Upstream, adapter: Adapter, *, timeout_s: float = 5.0) -> ModelInfo:
-    """What the server says of its model. Raises UpstreamStatusError and MalformedMessageError."""
-    answer = await upstream.unary(adapter.model_info_path, b"", timeout_s=timeout_s)
-    return adapter.decode_model_info(_decode(adapter, adapter.model_info_path, answer))
+    """What the server says of its model. Raises UpstreamStatusError and MalformedMessageError of the first question.
+
+    What it does not answer beyond that stays unknown: some answers need more than the server was started with (LoRA), some the engine.
+    """
+    if not adapter.info_paths:
+        await check_health(upstream, adapter, timeout_s=timeout_s)
+        return adapter.decode_model_info({})
+    first, *others = adapter.info_paths
+    answers = {first: _decode(adapter, first, await upstream.unary(first, b"", timeout_s=timeout_s))}
+    told = await asyncio.gather(
+        *(upstream.unary(path, b"", timeout_s=min(timeout_s, _OPTIONAL_TIMEOUT_S)) for path in others), return_exceptions=True
+    )
+    for path, answer in zip(others, told, strict=True):
+        if isinstance(answer, bytes):
+            answers[path] = _decode(adapter, path, answer)
+        elif not isinstance(answer, CodecError):
+            raise answer
+    return adapter.decode_model_info(answers)
 
 
 async def fetch_tokenizer(upstream: Upstream, adapter: Adapter, *, timeout_s: float = 60.0) -> dict[str, bytes]:
@@ -50,11 +67,11 @@ async def check_health(upstream: Upstream, adapter: Adapter, *, timeout_s: float
     """Return when the server is well. Raises UpstreamStatusError with UNAVAILABLE, or the error of asking.
 
     The dialect's own HealthCheck tells whether the engine lives, where grpc.health.v1 only tells that a process does and many servers
-    have no such service. A server that has neither, and says so, is well as far as one can know.
+    have no such service; where a HealthCheck would generate a token (SGLang's), it is not asked. A server that has neither, and says so, is
+    well as far as one can know.
     """
-    service = adapter.generate_path.split("/")[1]
-    if adapter.snapshot.has_method(service, "HealthCheck"):
-        path = f"/{service}/HealthCheck"
+    path = adapter.health_path
+    if path is not None:
         try:
             answer = await upstream.unary(path, b"", timeout_s=timeout_s)
         except UpstreamStatusError as error:

@@ -58,6 +58,8 @@ async def run_serve(
     unsupported: Literal["reject", "drop"] = "reject",
     stop_holdback: Literal["prefix", "window"] = "prefix",
     enable_prompt_tokens_details: bool = False,
+    passthrough: bool = True,
+    generation_config: Literal["auto", "none"] = "auto",
     limits: Limits | None = None,
     request_timeout_s: float | None = 600.0,
     connect_timeout_s: float = 30.0,
@@ -69,7 +71,9 @@ async def run_serve(
 
     `dialect` "auto" asks the model server what it speaks; `snapshot`, where given, is then one of that dialect. `tokenizer` is "server"
     (the model server's own, by GetTokenizer), "builtin", a directory or a model of the hub; `chat_template` is the text of one to use
-    instead of the model's. Raises UsageError with one line that says what is in the way.
+    instead of the model's. `passthrough` False sends token ids also to a server that takes OpenAI JSON as it is. `generation_config`
+    "auto" takes the sampling defaults of a tokenizer's model where the server cannot tell its own. Raises UsageError with one line that
+    says what is in the way.
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     adapter = adapters.get(snapshots.load(dialect, snapshot)) if dialect != AUTO else None
@@ -82,9 +86,12 @@ async def run_serve(
                 adapter = await _detect_adapter(connection, snapshot, connect_timeout_s)
                 left_s = max(1.0, connect_timeout_s - (time.monotonic() - started))
             model = await _await_model_info(connection, adapter, left_s, is_optional=tokenizer != "server")
-            chosen = await _load_tokenizer(connection, adapter, tokenizer, chat_template, model)
-            # The server knows what it was started with; the model's own limit is what remains when it does not say.
-            model = msgspec.structs.replace(model, max_model_len=model.max_model_len or chosen.max_model_len or 0)
+            passes_through = passthrough and adapter.passthrough is not None
+            chosen = None
+            if tokenizer != "server" or adapter.tokenizer_path is not None or not passes_through:
+                chosen = await _load_tokenizer(connection, adapter, tokenizer, chat_template, model)
+            if chosen is not None:
+                model = _completed(model, chosen, adapter, takes_defaults=generation_config == "auto" and not passes_through)
             transcoder = Transcoder(
                 adapter.dialect,
                 snapshot=adapter.snapshot.name,
@@ -94,6 +101,7 @@ async def run_serve(
                 unsupported=unsupported,
                 stop_holdback=stop_holdback,
                 prompt_tokens_details=enable_prompt_tokens_details,
+                passthrough=passthrough,
             )
             config = uvicorn.Config(
                 create_app(connection, transcoder, request_timeout_s=request_timeout_s),
@@ -201,6 +209,16 @@ async def _await_answer(upstream: Upstream, timeout_s: float, ask: Callable[[flo
             has_told = True
             _log.info("waiting for the model server at %s", upstream.target)
         await asyncio.sleep(_RETRY_S)
+
+
+def _completed(model: ModelInfo, tokenizer: HuggingFaceTokenizer, adapter: Adapter, *, takes_defaults: bool) -> ModelInfo:
+    """What the model's files tell where the server does not: the server knows best what it was started with."""
+    defaults = model.default_sampling_params
+    if not defaults and takes_defaults and not adapter.advertises_defaults:
+        defaults = tokenizer.default_sampling_params
+    return msgspec.structs.replace(
+        model, max_model_len=model.max_model_len or tokenizer.max_model_len or 0, default_sampling_params=defaults
+    )
 
 
 async def _load_tokenizer(

@@ -105,6 +105,19 @@ def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script:
     show_default=True,
     help="'window' cuts chunks around stop strings just as vLLM does, at the price of latency.",
 )
+@click.option(
+    "--passthrough/--no-passthrough",
+    default=True,
+    show_default=True,
+    help="Whether a server that takes OpenAI JSON as it is (sglang.runtime) gets it, instead of token ids.",
+)
+@click.option(
+    "--generation-config",
+    type=click.Choice(("auto", "none")),
+    default="auto",
+    show_default=True,
+    help="'auto' takes sampling defaults from the tokenizer's model where the server cannot tell its own.",
+)
 @click.option("--log-level", type=click.Choice(("debug", "info", "warning", "error")), default="warning", show_default=True)
 def serve(template_file: Any, **options: Any) -> None:
     """Serve the OpenAI HTTP API in front of one model server."""

@@ -12,38 +12,38 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from .._errors import MalformedRequestError, ModelNotFoundError, UnsupportedFieldError
-from .._events import InferenceRequest, ModelInfo
+from .._errors import MalformedRequestError, UnsupportedFieldError, UsageError
+from .._events import InferenceRequest, Media, ModelInfo
 from . import sampling
-from .fields import as_int, bool_field, decode_json_object, int_field, json_text, object_field, range_error, str_field, type_error
+from .endpoint import Asked, Decoded
+from .fields import bool_field, decode_json_object, int_field, object_field, range_error, type_error
 from .messages import decode_messages, decode_tools
+from .request import base_model, decode_max_tokens, decode_model, decode_request_id, decode_routing, decode_stream_options, truncate
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
 
 PATH: Final = "/v1/chat/completions"
 ID_PREFIX: Final = "chatcmpl-"
-MAX_CACHE_SALT: Final = 128
-MAX_REQUEST_ID: Final = 1024  # characters; the id is repeated in every chunk
 
-_READ: Final = sampling.FIELDS | frozenset(
+READ: Final = sampling.FIELDS | frozenset(
     (
         "model messages request_id stream stream_options logprobs top_logprobs max_completion_tokens return_token_ids documents"
         " add_generation_prompt continue_final_message add_special_tokens chat_template_kwargs reasoning_effort tools tool_choice"
-        " truncate_prompt_tokens truncation_side priority cache_salt kv_transfer_params"
+        " truncate_prompt_tokens truncation_side priority cache_salt kv_transfer_params session_id"
     ).split()
 )
 
 # They change nothing in what this gateway and its model servers generate.
-_ADVISORY: Final = frozenset(
+ADVISORY: Final = frozenset(
     (
-        "user metadata store service_tier prediction verbosity prompt_cache_key prompt_cache_retention safety_identifier session_id"
+        "user metadata store service_tier prediction verbosity prompt_cache_key prompt_cache_retention safety_identifier"
         " include_reasoning mm_payload"
     ).split()
 )
 
 # Field -> the values that ask for nothing. Any other value is refused.
-_REFUSED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
+REFUSED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
     {
         "chat_template": (None,),
         "echo": (None, False),
@@ -73,6 +73,8 @@ _RESERVED_TEMPLATE_KWARGS: Final = frozenset(
 class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What the answer has to look like; nothing of it goes to the model server."""
 
+    id: str
+    """Of the completion, when the host has no other."""
     model: str
     stream: bool = False
     include_usage: bool = False
@@ -86,64 +88,51 @@ class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
         return self.continuous_usage or self.return_token_ids or self.logprobs
 
 
-class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A decoded request: what to infer, how to answer, and the fields that were accepted but have no effect."""
-
-    inference: InferenceRequest
-    options: ChatOptions
-    ignored: tuple[str, ...] = ()
-
-
-def decode_request(body: bytes, *, request_id: str, tokenizer: Tokenizer, model: ModelInfo, fixed_id: str | None = None) -> ChatRequest:
-    """Decode a chat completion request.
-
-    `request_id` is the host's and used when the body has no `request_id` of its own; `fixed_id` (the X-Request-Id header) wins over
-    both, as with vLLM. Raises RequestError.
-    """
+def decode_request(body: bytes, asked: Asked) -> Decoded:
+    """Decode a chat completion request. The body's own `request_id` wins over the host's. Raises RequestError."""
+    tokenizer, model = asked.tokenizer, asked.model
+    if tokenizer is None:
+        raise UsageError("a chat has to be rendered and tokenized, and there is no tokenizer")
     fields = decode_json_object(body)
     _refuse(fields)
-    name = str_field(fields, "model")
-    if not model.serves(name):
-        raise ModelNotFoundError(f"The model `{name[:200]}` does not exist.", param="model")
+    name = decode_model(fields, model)
     stream = bool_field(fields, "stream")
     logprobs = _decode_logprobs(fields)
-    prompt_token_ids = _decode_prompt(fields, tokenizer, model)
+    prompt_token_ids, media = _decode_prompt(fields, tokenizer, model, accepts_media=asked.accepts_media)
     params = sampling.decode_sampling(
         fields,
         model=model,
         vocab_size=model.vocab_size or tokenizer.vocab_size,
-        max_tokens=_decode_max_tokens(fields, len(prompt_token_ids), model),
+        max_tokens=decode_max_tokens(_wanted_tokens(fields), len(prompt_token_ids), model),
         logprobs=logprobs,
     )
-    include_usage, continuous_usage = _decode_stream_options(fields, stream)
-    kv_transfer_params = object_field(fields, "kv_transfer_params")
-    own_id = fixed_id or str_field(fields, "request_id")
-    if len(own_id) > MAX_REQUEST_ID:
-        raise range_error("request_id", f"a request id must be at most {MAX_REQUEST_ID} characters, got {len(own_id)}.")
+    include_usage, continuous_usage = decode_stream_options(fields, stream)
     inference = InferenceRequest(
-        request_id=ID_PREFIX + (own_id or request_id),
-        model=name or next(iter(model.names), ""),
+        request_id=ID_PREFIX + decode_request_id(fields, asked),
+        model=base_model(name, model),
         prompt_token_ids=prompt_token_ids,
         sampling=params,
         stream=stream,
-        priority=int_field(fields, "priority") or 0,
-        cache_salt=_decode_cache_salt(fields),
-        kv_transfer_params=json_text(kv_transfer_params, "kv_transfer_params") if kv_transfer_params is not None else "",
+        lora_name=model.lora_adapters.get(name, ""),
+        media=media,
+        return_token_ids=bool_field(fields, "return_token_ids"),
+        **decode_routing(fields),
     )
     options = ChatOptions(
-        model=inference.model,
+        id=inference.request_id,
+        model=name or inference.model,
         stream=stream,
         include_usage=include_usage,
         continuous_usage=continuous_usage,
-        return_token_ids=bool_field(fields, "return_token_ids"),
+        return_token_ids=inference.return_token_ids,
         logprobs=logprobs is not None,
     )
-    ignored = tuple(sorted(field for field in fields if field not in _READ and field not in _REFUSED and field not in _ADVISORY))
-    return ChatRequest(inference=inference, options=options, ignored=ignored)
+    ignored = tuple(sorted(field for field in fields if field not in READ and field not in REFUSED and field not in ADVISORY))
+    return Decoded(prompts=(inference,), options=options, ignored=ignored)
 
 
 def _refuse(fields: Mapping[str, Any]) -> None:
-    for name, harmless in _REFUSED.items():
+    for name, harmless in REFUSED.items():
         if name in fields and fields[name] not in harmless:
             raise UnsupportedFieldError(f"`{name}` is not supported by this gateway (parameter={name})", param=name)
     tools, choice = fields.get("tools"), fields.get("tool_choice")
@@ -156,10 +145,14 @@ def _refuse(fields: Mapping[str, Any]) -> None:
         raise UnsupportedFieldError('"auto" tool choice needs a tool-call parser, and this gateway has none', param="tools")
 
 
-def _decode_prompt(fields: Mapping[str, Any], tokenizer: Tokenizer, model: ModelInfo) -> list[int]:
+def _decode_prompt(
+    fields: Mapping[str, Any], tokenizer: Tokenizer, model: ModelInfo, *, accepts_media: bool
+) -> tuple[list[int], tuple[Media, ...]]:
     if "messages" not in fields:
         raise type_error("messages", "missing", "Field required")
-    messages = decode_messages(fields["messages"], accepts_content_parts=tokenizer.accepts_content_parts)
+    messages, media = decode_messages(
+        fields["messages"], accepts_content_parts=tokenizer.accepts_content_parts, accepts_media=accepts_media
+    )
     kwargs = dict(object_field(fields, "chat_template_kwargs") or {})
     if "chat_template" in kwargs:
         raise UnsupportedFieldError("a chat template in the request is not trusted", param="chat_template_kwargs.chat_template")
@@ -189,58 +182,12 @@ def _decode_prompt(fields: Mapping[str, Any], tokenizer: Tokenizer, model: Model
         template_kwargs=kwargs,
     )
     token_ids = tokenizer.encode(text, add_special_tokens=bool_field(fields, "add_special_tokens"))
-    return _truncate(fields, token_ids, model.max_model_len)
+    return truncate(fields, token_ids, model.max_model_len), tuple(media)
 
 
-def _truncate(fields: Mapping[str, Any], token_ids: list[int], max_model_len: int) -> list[int]:
-    keep = int_field(fields, "truncate_prompt_tokens")
-    side = fields.get("truncation_side")
-    if side not in (None, "left", "right"):
-        raise type_error("truncation_side", "literal_error", "Input should be left or right")
-    if keep is not None:
-        if keep < -1:
-            raise type_error("truncate_prompt_tokens", "greater_than_equal", "Input should be greater than or equal to -1")
-        if max_model_len and keep > max_model_len:
-            raise range_error(
-                "truncate_prompt_tokens",
-                f"truncate_prompt_tokens={keep} cannot be greater than max_model_len = {max_model_len}."
-                " Please request a smaller truncation size.",
-                keep,
-            )
-        if keep == -1:
-            keep = max_model_len or len(token_ids)
-        if len(token_ids) > keep:
-            token_ids = token_ids[:keep] if side == "right" else token_ids[len(token_ids) - keep :]
-    if not token_ids:
-        raise MalformedRequestError("The decoder prompt cannot be empty")
-    if max_model_len and len(token_ids) >= max_model_len:
-        raise range_error(
-            "input_tokens",
-            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {len(token_ids)} input"
-            " tokens, which leaves no room for output tokens. Please reduce the length of the input prompt.",
-            len(token_ids),
-        )
-    return token_ids
-
-
-def _decode_max_tokens(fields: Mapping[str, Any], prompt_tokens: int, model: ModelInfo) -> int | None:
+def _wanted_tokens(fields: Mapping[str, Any]) -> int | None:
     wanted = int_field(fields, "max_completion_tokens")
-    if wanted is None:
-        wanted = int_field(fields, "max_tokens")
-    max_model_len = model.max_model_len
-    default = as_int(model.default_sampling_params.get("max_tokens"), "max_tokens")
-    if wanted is None and default is not None:
-        return min(default, max_model_len - prompt_tokens) if max_model_len else default
-    if not max_model_len:
-        return wanted
-    if wanted is not None and wanted > max_model_len:
-        raise range_error(
-            "max_tokens",
-            f"max_tokens={wanted} cannot be greater than max_model_len={max_model_len}. Please request fewer output tokens.",
-            wanted,
-        )
-    room = max_model_len - prompt_tokens
-    return room if wanted is None else min(wanted, room)
+    return int_field(fields, "max_tokens") if wanted is None else wanted
 
 
 def _decode_logprobs(fields: Mapping[str, Any]) -> int | None:
@@ -255,25 +202,3 @@ def _decode_logprobs(fields: Mapping[str, Any]) -> int | None:
             "logprobs", f"Requested sample logprobs of {top}, which is greater than max allowed: {sampling.MAX_LOGPROBS}", top
         )
     return (top or 0) if wanted else None
-
-
-def _decode_stream_options(fields: Mapping[str, Any], stream: bool) -> tuple[bool, bool]:
-    options = object_field(fields, "stream_options")
-    if not options:
-        return False, False
-    if not stream:
-        raise range_error("stream_options", "Stream options can only be defined when `stream=True`.")
-    include = bool_field(options, "include_usage", loc="stream_options.include_usage")
-    return include, include and bool_field(options, "continuous_usage_stats", loc="stream_options.continuous_usage_stats")
-
-
-def _decode_cache_salt(fields: Mapping[str, Any]) -> str:
-    salt = str_field(fields, "cache_salt")
-    if fields.get("cache_salt") == "":
-        raise range_error("cache_salt", "Parameter 'cache_salt' must be a non-empty string if provided.")
-    if len(salt) > MAX_CACHE_SALT or any(character in salt for character in "@/\\\0"):
-        raise range_error(
-            "cache_salt",
-            f"Parameter 'cache_salt' must be at most {MAX_CACHE_SALT} characters and must not contain '@', '/', '\\\\', or NUL.",
-        )
-    return salt

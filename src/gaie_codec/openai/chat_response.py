@@ -7,72 +7,63 @@ order: `open`, `delta` ..., then `close` or `error`.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from .. import _sse
 from .._choices import Delta, TextLogprob
-from .._errors import CodecError
-from .._events import Usage
+from .._errors import CodecError, UsageError
+from .._events import BodyEvent, Usage
 from .chat import ChatOptions
+from .endpoint import ResponseMeta
 from .errors import encode_error
 
 _encode = msgspec.json.Encoder().encode
 
 
-class ResponseMeta(msgspec.Struct, frozen=True, kw_only=True):
-    """What the host decides about one answer: ids, clocks and labels. `created` is in seconds since the epoch."""
-
-    id: str
-    created: int
-    system_fingerprint: str | None = None
-    prompt_tokens_details: bool = False
-    """Show `prompt_tokens_details.cached_tokens` in usage, as vLLM does with --enable-prompt-tokens-details."""
-
-
-class ResponseEncoder(Protocol):
-    """What makes an HTTP body of deltas."""
-
-    content_type: str
-    streams: bool
-
-    def open(self, indexes: range, prompt_token_ids: list[int], usage: Usage) -> bytes: ...
-    def text(self, index: int, text: str) -> bytes: ...
-    def delta(self, delta: Delta, usage: Usage | None) -> bytes: ...
-    def close(self, usage: Usage) -> bytes: ...
-    def error(self, error: CodecError) -> bytes: ...
-
-
 class StreamEncoder:
-    """Server-sent events."""
+    """Server-sent events. What differs between endpoints is in the attributes and methods that completions replace."""
 
     content_type = _sse.CONTENT_TYPE
     streams = True
+    reported_usage = None
+    object_name = "chat.completion.chunk"
+    before_text = b'"delta":{"content":'
+    after_text = b"}"
 
     def __init__(self, options: ChatOptions, meta: ResponseMeta) -> None:
         self._options = options
         self._meta = meta
+        self.is_detailed = options.is_detailed
+        self.wants_usage = options.continuous_usage
         # {"id":...,"object":...,"created":...,"model":... - without its closing brace, for what each chunk adds.
-        self._head = (
-            _sse.DATA + _encode({"id": meta.id, "object": "chat.completion.chunk", "created": meta.created, "model": options.model})[:-1]
-        )
+        self._head = _sse.DATA + _encode({"id": meta.id, "object": self.object_name, "created": meta.created, "model": options.model})[:-1]
         self._prefixes: dict[int, bytes] = {}
 
-    def open(self, indexes: range, prompt_token_ids: list[int], usage: Usage) -> bytes:
-        """The role chunks of all choices, once the first upstream message is there."""
-        prompt = {"prompt_token_ids": prompt_token_ids} if self._options.return_token_ids else {}
+    def open(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes:
+        """What comes first, once the first upstream message is there."""
+        for index in indexes:
+            self._prefixes[index] = b'%b,"choices":[{"index":%d,%b' % (self._head, index, self.before_text)
+        return self.opening(indexes, prompt_token_ids, usage)
+
+    def opening(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes:
+        """The role chunks of all choices."""
+        prompt = {"prompt_token_ids": prompt_token_ids[0]} if self._options.return_token_ids else {}
         continuous = {"usage": self._usage(usage)} if self._options.continuous_usage else {}
         chunks = []
         for index in indexes:
-            self._prefixes[index] = self._head + b',"choices":[{"index":%d,"delta":{"content":' % index
             choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
             chunks.append(self._chunk({"choices": [choice], **continuous, **prompt}))
         return b"".join(chunks)
 
+    def part(self, delta: Delta) -> dict[str, Any]:
+        """What a choice says besides its logprobs and its end."""
+        return {"delta": {"content": delta.text}}
+
     def text(self, index: int, text: str) -> bytes:
         """The per-token path: the chunk of a delta that is nothing but text, for options without `is_detailed`."""
-        return b'%b%b},"logprobs":null,"finish_reason":null}]}\n\n' % (self._prefixes[index], _encode(text))
+        return b'%b%b%b,"logprobs":null,"finish_reason":null}]}\n\n' % (self._prefixes[index], _encode(text), self.after_text)
 
     def delta(self, delta: Delta, usage: Usage | None) -> bytes:
         """One chunk; nothing for a delta that carries nothing."""
@@ -83,7 +74,7 @@ class StreamEncoder:
                 return b""
         choice: dict[str, Any] = {
             "index": delta.index,
-            "delta": {"content": delta.text},
+            **self.part(delta),
             "logprobs": {"content": [_logprob(entry) for entry in delta.logprobs]} if self._options.logprobs else None,
             "finish_reason": delta.finish_reason,
         }
@@ -99,6 +90,10 @@ class StreamEncoder:
         if delta.kv_transfer_params:
             chunk["kv_transfer_params"] = _raw_json(delta.kv_transfer_params)
         return self._chunk(chunk)
+
+    def body(self, event: BodyEvent) -> bytes:
+        """No server sends this to a decoded request."""
+        raise UsageError("a passed-through body in an answer of deltas")
 
     def close(self, usage: Usage) -> bytes:
         """The usage chunk when asked for, and `[DONE]`."""
@@ -117,7 +112,7 @@ class StreamEncoder:
         return self._head + b"," + _encode(rest)[1:] + _sse.END
 
     def _usage(self, usage: Usage) -> dict[str, Any]:
-        return _usage(usage, self._meta.prompt_tokens_details)
+        return encode_usage(usage, self._meta.prompt_tokens_details)
 
 
 class UnaryEncoder:
@@ -125,19 +120,23 @@ class UnaryEncoder:
 
     content_type = "application/json"
     streams = False
+    wants_usage = False
+    reported_usage = None
+    object_name = "chat.completion"
 
     def __init__(self, options: ChatOptions, meta: ResponseMeta) -> None:
         self._options = options
         self._meta = meta
+        self.is_detailed = options.is_detailed
         self._texts: dict[int, list[str]] = {}
         self._token_ids: dict[int, list[int]] = {}
         self._logprobs: dict[int, list[TextLogprob]] = {}
         self._finishes: dict[int, Delta] = {}
-        self._prompt_token_ids: list[int] = []
+        self._prompts: list[list[int]] = []
 
-    def open(self, indexes: range, prompt_token_ids: list[int], usage: Usage) -> bytes:
+    def open(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes:
         """Nothing yet: the body comes whole."""
-        self._prompt_token_ids = prompt_token_ids
+        self._prompts = prompt_token_ids
         for index in indexes:
             self._texts[index], self._token_ids[index], self._logprobs[index] = [], [], []
         return b""
@@ -156,20 +155,23 @@ class UnaryEncoder:
             self._finishes[delta.index] = delta
         return b""
 
+    def body(self, event: BodyEvent) -> bytes:
+        """No server sends this to a decoded request."""
+        raise UsageError("a passed-through body in an answer of deltas")
+
     def close(self, usage: Usage) -> bytes:
         """The whole body."""
         body: dict[str, Any] = {
             "id": self._meta.id,
-            "object": "chat.completion",
+            "object": self.object_name,
             "created": self._meta.created,
             "model": self._options.model,
             "choices": [self._choice(index) for index in sorted(self._finishes)],
         }
         if self._meta.system_fingerprint:
             body["system_fingerprint"] = self._meta.system_fingerprint
-        body["usage"] = _usage(usage, self._meta.prompt_tokens_details)
-        if self._options.return_token_ids:
-            body["prompt_token_ids"] = self._prompt_token_ids
+        body["usage"] = encode_usage(usage, self._meta.prompt_tokens_details)
+        body |= self.prompt_part(self._prompts)
         for finish in self._finishes.values():
             if finish.kv_transfer_params:
                 body["kv_transfer_params"] = _raw_json(finish.kv_transfer_params)
@@ -179,11 +181,19 @@ class UnaryEncoder:
         """The error body alone."""
         return encode_error(error)
 
+    def part(self, index: int, text: str) -> dict[str, Any]:
+        """What a choice says besides its logprobs and its end."""
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def prompt_part(self, prompts: list[list[int]]) -> dict[str, Any]:
+        """What the body says of the prompt."""
+        return {"prompt_token_ids": prompts[0]} if self._options.return_token_ids else {}
+
     def _choice(self, index: int) -> dict[str, Any]:
         finish = self._finishes[index]
         choice: dict[str, Any] = {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(self._texts[index]), "refusal": None},
+            **self.part(index, "".join(self._texts[index])),
             "logprobs": {"content": [_logprob(entry) for entry in self._logprobs[index]]} if self._options.logprobs else None,
             "finish_reason": finish.finish_reason,
             "stop_reason": finish.stop_reason,
@@ -197,7 +207,8 @@ def _raw_json(text: str) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.format(text.encode(), indent=-1))  # on one line, as an event has to be
 
 
-def _usage(usage: Usage, with_details: bool) -> dict[str, Any]:
+def encode_usage(usage: Usage, with_details: bool) -> dict[str, Any]:
+    """The `usage` object."""
     encoded: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "total_tokens": usage.total_tokens,
@@ -205,6 +216,8 @@ def _usage(usage: Usage, with_details: bool) -> dict[str, Any]:
     }
     if with_details:
         encoded["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    if usage.reasoning_tokens:
+        encoded["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     return encoded
 
 
@@ -214,3 +227,8 @@ def _logprob(entry: TextLogprob) -> dict[str, Any]:
 
 def _token(token: str, logprob: float) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+
+def make_encoder(options: ChatOptions, meta: ResponseMeta) -> StreamEncoder | UnaryEncoder:
+    """What the options ask for."""
+    return StreamEncoder(options, meta) if options.stream else UnaryEncoder(options, meta)

@@ -43,7 +43,7 @@ def methods(adapter: Adapter, engine: Engine, tokenizer_files: Mapping[str, byte
         return answer
 
     async def get_model_info(_message: Any, _: Any) -> Any:
-        return adapter.encode_model_info(engine.model)
+        return adapter.encode_model_info(engine.model)[adapter.info_paths[0]]
 
     async def get_server_info(_message: Any, _: Any) -> Any:
         answer = response("GetServerInfo")

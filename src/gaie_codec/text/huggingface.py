@@ -33,12 +33,17 @@ _QWEN2_SPLIT: Final = (
 
 
 _LONG_TEXT: Final = 8192  # characters
+# What vLLM takes of a generation_config.json, and its name in a request.
+_DEFAULTS: Final = {name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")} | {
+    "max_new_tokens": "max_tokens"
+}
 
 
 class HuggingFaceTokenizer:
     """Tokenizer and chat template of one model. Immutable once made, and safe to share between threads.
 
-    `max_model_len` is the model's own `max_position_embeddings`, if its config has one.
+    `max_model_len` is the model's own `max_position_embeddings`, if its config has one; `default_sampling_params` are those of its
+    `generation_config.json`, by the names of requests.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class HuggingFaceTokenizer:
         templates: Mapping[str, ChatTemplate],
         is_byte_level: bool,
         max_model_len: int | None = None,
+        default_sampling_params: Mapping[str, Any] = NO_TEMPLATE_KWARGS,
     ) -> None:
         """`templates` by their Hugging Face names: "default", and maybe "tool_use" for requests with tools."""
         # Settings of the training run: the one would cut prompts in silence, the other lengthen them.
@@ -62,6 +68,7 @@ class HuggingFaceTokenizer:
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.eos_token_ids = eos_token_ids
         self.max_model_len = max_model_len
+        self.default_sampling_params = dict(default_sampling_params)
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         default = self._templates.get("default") or self._templates.get("tool_use")
         self.accepts_content_parts = default is not None and default.accepts_content_parts
@@ -94,7 +101,8 @@ class HuggingFaceTokenizer:
         tokenizer_config = _json_object(files, "tokenizer_config.json")
         config = _json_object(files, "config.json")
         special_tokens = _special_tokens(_json_object(files, "special_tokens_map.json"), tokenizer_config)
-        eos_token_ids = _ids(_json_object(files, "generation_config.json").get("eos_token_id")) | _ids(config.get("eos_token_id"))
+        generation_config = _json_object(files, "generation_config.json")
+        eos_token_ids = _ids(generation_config.get("eos_token_id")) | _ids(config.get("eos_token_id"))
         if "eos_token" in special_tokens:
             eos_token_ids |= _ids(tokenizer.token_to_id(special_tokens["eos_token"]))
         is_byte_level = _is_byte_level(json.loads(data).get("decoder"))
@@ -108,6 +116,9 @@ class HuggingFaceTokenizer:
             templates={name: ChatTemplate(source, variables=special_tokens, strftime_now=strftime_now) for name, source in sources.items()},
             is_byte_level=is_byte_level,
             max_model_len=_max_model_len(config),
+            default_sampling_params={
+                name: generation_config[key] for key, name in _DEFAULTS.items() if isinstance(generation_config.get(key), int | float)
+            },
         )
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:

@@ -7,29 +7,61 @@ brought; `completion_tokens` is the message's own count with the Python servicer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..._errors import MalformedMessageError
-from ..._events import Constraint, Event, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokenLogprob, TokensEvent
-from ..base import Adapter
+from ..._errors import UsageError
+from ..._events import Constraint, Event, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokensEvent
+from ..base import Adapter, existing, trace_metadata
+from ..wire import check_json, decode_json_object, decode_logprobs, encode_logprobs
 
 if TYPE_CHECKING:
     from ...snapshots import Snapshot
 
 SERVICE = "vllm.grpc.engine.VllmEngine"
+_INFO_PATH = f"/{SERVICE}/GetModelInfo"
 
-_CONSTRAINTS = ("json_schema", "regex", "grammar", "structural_tag", "json_object", "choice")
-_CARRIED = frozenset(
-    (
-        "request_id model prompt_token_ids prompt_text stream temperature top_p top_k min_p frequency_penalty presence_penalty"
-        " repetition_penalty max_tokens min_tokens stop stop_token_ids skip_special_tokens spaces_between_special_tokens ignore_eos n"
-        " logprobs seed include_stop_str_in_output logit_bias"
-    ).split()
-) | {f"constraint.{kind}" for kind in _CONSTRAINTS}
+_FIELDS = {
+    "request_id": "request_id",
+    "prompt_token_ids": "tokenized.input_ids",
+    "prompt_text": "text",
+    "stream": "stream",
+    "data_parallel_rank": "data_parallel_rank",
+    "kv_transfer_params": "kv_transfer_params_json",
+    "temperature": "sampling_params.temperature",
+    "top_p": "sampling_params.top_p",
+    "top_k": "sampling_params.top_k",
+    "min_p": "sampling_params.min_p",
+    "frequency_penalty": "sampling_params.frequency_penalty",
+    "presence_penalty": "sampling_params.presence_penalty",
+    "repetition_penalty": "sampling_params.repetition_penalty",
+    "max_tokens": "sampling_params.max_tokens",
+    "min_tokens": "sampling_params.min_tokens",
+    "stop": "sampling_params.stop",
+    "stop_token_ids": "sampling_params.stop_token_ids",
+    "skip_special_tokens": "sampling_params.skip_special_tokens",
+    "spaces_between_special_tokens": "sampling_params.spaces_between_special_tokens",
+    "ignore_eos": "sampling_params.ignore_eos",
+    "n": "sampling_params.n",
+    "logprobs": "sampling_params.logprobs",
+    "seed": "sampling_params.seed",
+    "include_stop_str_in_output": "sampling_params.include_stop_str_in_output",
+    "logit_bias": "sampling_params.logit_bias",
+    "constraint.json_schema": "sampling_params.json_schema",
+    "constraint.regex": "sampling_params.regex",
+    "constraint.grammar": "sampling_params.grammar",
+    "constraint.structural_tag": "sampling_params.structural_tag",
+    "constraint.json_object": "sampling_params.json_object",
+    "constraint.choice": "sampling_params.choice",
+}
+_EMULATED = {
+    "model": "a server has one model; the name is checked by the gateway",
+    "trace_headers": "metadata",
+    "return_token_ids": "ids always come",
+}
 
 _UINT32 = (0, 2**32 - 1)
 # A float that rounds to 0 would be read as the default, one that rounds to infinity as nonsense.
@@ -56,16 +88,15 @@ def adapter(snapshot: Snapshot) -> Adapter:
     has_kv_transfer = snapshot.has_field("GenerateRequest", "kv_transfer_params_json")
     has_dp_rank = snapshot.has_field("GenerateRequest", "data_parallel_rank")
 
-    carries = set(_CARRIED)
-    # Without an index in the response several choices cannot be told apart, so asking for them would be a lie.
-    carries -= set() if has_index else {"n"}
-    carries -= set() if has_logprobs else {"logprobs"}
-    carries |= {"kv_transfer_params"} if has_kv_transfer else set()
-    carries |= {"data_parallel_rank"} if has_dp_rank else set()
-
     request_type: Any = generate.request
     response_type: Any = generate.response
     info_type: Any = snapshot.message("GetModelInfoResponse")
+
+    sends = existing(request_type, _FIELDS)
+    # Without an index in the response several choices cannot be told apart, so asking for them would be a lie.
+    for name, answered in (("n", has_index), ("logprobs", has_logprobs)):
+        if not answered:
+            del sends[name]
 
     def encode_request(request: InferenceRequest) -> Any:
         message = request_type()
@@ -93,17 +124,17 @@ def adapter(snapshot: Snapshot) -> Adapter:
             data_parallel_rank=message.data_parallel_rank if has_dp_rank and message.HasField("data_parallel_rank") else None,
         )
 
-    def decode_response(message: Any) -> Event | None:
+    def decode_response(message: Any) -> tuple[Event, ...]:
         which = message.WhichOneof("response")
-        if which == "complete":
-            return decode_complete(message.complete)
         if which is None:
-            return None
-        chunk = message.chunk
+            return ()
+        return (decode_complete(message.complete) if which == "complete" else decode_chunk(message.chunk),)
+
+    def decode_chunk(chunk: Any) -> TokensEvent:
         return TokensEvent(
             index=chunk.index if has_index else 0,
             token_ids=chunk.token_ids[:],
-            logprobs=_decode_logprobs(chunk.output_logprobs) if has_logprobs and chunk.HasField("output_logprobs") else (),
+            logprobs=decode_logprobs(chunk.output_logprobs) if has_logprobs and chunk.HasField("output_logprobs") else (),
             prompt_tokens=chunk.prompt_tokens,
             completion_tokens=chunk.completion_tokens,
             cached_tokens=chunk.cached_tokens,
@@ -118,13 +149,13 @@ def adapter(snapshot: Snapshot) -> Adapter:
         return FinishEvent(
             index=complete.index if has_index else 0,
             token_ids=complete.output_ids[:],
-            logprobs=_decode_logprobs(complete.output_logprobs) if has_logprobs and complete.HasField("output_logprobs") else (),
+            logprobs=decode_logprobs(complete.output_logprobs) if has_logprobs and complete.HasField("output_logprobs") else (),
             finish_reason=complete.finish_reason or "stop",
             matched_stop=getattr(complete, matched) if matched else None,
             prompt_tokens=complete.prompt_tokens,
             completion_tokens=complete.completion_tokens,
             cached_tokens=complete.cached_tokens,
-            kv_transfer_params=_check_json(complete.kv_transfer_params_json) if has_kv_transfer else "",
+            kv_transfer_params=check_json(complete.kv_transfer_params_json, "kv_transfer_params_json") if has_kv_transfer else "",
         )
 
     def encode_response(event: Event) -> Any:
@@ -133,6 +164,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
             part = message.chunk
             part.SetInParent()
             part.token_ids.extend(event.token_ids)
+        elif not isinstance(event, FinishEvent):
+            raise UsageError(f"{SERVICE} has no message for a {type(event).__name__}")
         else:
             part = message.complete
             part.output_ids.extend(event.token_ids)
@@ -147,12 +180,13 @@ def adapter(snapshot: Snapshot) -> Adapter:
         part.completion_tokens = event.completion_tokens
         part.cached_tokens = event.cached_tokens
         if has_logprobs and event.logprobs:
-            _encode_logprobs(event.logprobs, part.output_logprobs)
+            encode_logprobs(event.logprobs, part.output_logprobs)
         if has_index:
             part.index = event.index
         return message
 
-    def decode_model_info(message: Any) -> ModelInfo:
+    def decode_model_info(answers: Mapping[str, Any]) -> ModelInfo:
+        message = answers[_INFO_PATH]
         known = {field.name for field in info_type.DESCRIPTOR.fields}
         text = message.default_sampling_params_json if "default_sampling_params_json" in known else ""
         return ModelInfo(
@@ -163,10 +197,10 @@ def adapter(snapshot: Snapshot) -> Adapter:
             served_model_name=message.served_model_name if "served_model_name" in known else "",
             tokenizer_path=message.tokenizer_path if "tokenizer_path" in known else "",
             eos_token_ids=tuple(message.eos_token_ids) if "eos_token_ids" in known else (),
-            default_sampling_params=_decode_json_object(text),
+            default_sampling_params=decode_json_object(text, "default_sampling_params_json"),
         )
 
-    def encode_model_info(info: ModelInfo) -> Any:
+    def encode_model_info(info: ModelInfo) -> dict[str, Any]:
         message = info_type()
         known = info_type.DESCRIPTOR.fields_by_name
         message.model_path = info.model_path
@@ -181,20 +215,27 @@ def adapter(snapshot: Snapshot) -> Adapter:
             message.eos_token_ids.extend(info.eos_token_ids)
         if "default_sampling_params_json" in known and info.default_sampling_params:
             message.default_sampling_params_json = msgspec.json.encode(info.default_sampling_params).decode()
-        return message
+        return {_INFO_PATH: message}
 
     return Adapter(
         dialect=snapshot.dialect,
         snapshot=snapshot,
         generate_path=generate.path,
-        model_info_path=f"/{SERVICE}/GetModelInfo",
+        generate_paths=(generate.path,),
+        path_for=lambda _: generate.path,
+        info_paths=(_INFO_PATH,),
         tokenizer_path=f"/{SERVICE}/GetTokenizer" if snapshot.has_method(SERVICE, "GetTokenizer") else None,
+        health_path=f"/{SERVICE}/HealthCheck" if snapshot.has_method(SERVICE, "HealthCheck") else None,
+        advertises_defaults="default_sampling_params_json" in info_type.DESCRIPTOR.fields_by_name,
         request_type=request_type,
         response_type=response_type,
-        carries=frozenset(carries),
+        sends=sends,
+        emulates=_EMULATED,
+        carries=frozenset((*sends, *_EMULATED)),
         ranges=_RANGES,
         encode_request=encode_request,
         decode_request=decode_request,
+        encode_metadata=trace_metadata,
         decode_response=decode_response,
         decode_tokens=decode_tokens,
         encode_response=encode_response,
@@ -277,44 +318,3 @@ def _decode_constraint(message: Any) -> Constraint | None:
     if kind == "json_object":
         return Constraint(kind=kind)
     return Constraint(kind=kind, value=tuple(message.choice.choices) if kind == "choice" else getattr(message, kind))
-
-
-def _encode_logprobs(logprobs: Sequence[TokenLogprob], message: Any) -> None:
-    for entry in logprobs:
-        message.token_logprobs.append(entry.logprob)
-        message.token_ids.append(entry.token_id)
-        top = message.top_logprobs.add()
-        top.token_ids.extend(token_id for token_id, _ in entry.top)
-        top.values.extend(value for _, value in entry.top)
-
-
-def _decode_logprobs(message: Any) -> tuple[TokenLogprob, ...]:
-    token_ids, values, tops = message.token_ids, message.token_logprobs, message.top_logprobs
-    if len(token_ids) != len(values):
-        raise MalformedMessageError(f"output_logprobs: {len(values)} token_logprobs for {len(token_ids)} token_ids")
-    return tuple(
-        TokenLogprob(
-            token_id=token_id,
-            logprob=value,
-            top=tuple(zip(tops[place].token_ids, tops[place].values, strict=False)) if place < len(tops) else (),
-        )
-        for place, (token_id, value) in enumerate(zip(token_ids, values, strict=True))
-    )
-
-
-def _check_json(text: str) -> str:
-    if text:
-        try:
-            msgspec.json.decode(text)
-        except (msgspec.DecodeError, RecursionError):
-            raise MalformedMessageError("kv_transfer_params_json is not JSON") from None
-    return text
-
-
-def _decode_json_object(text: str) -> dict[str, Any]:
-    if not text:
-        return {}
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
-        raise MalformedMessageError("default_sampling_params_json is not a JSON object") from None

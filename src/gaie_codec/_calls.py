@@ -1,0 +1,172 @@
+"""What has to be asked of the model server for one request: one gRPC call, or several that are joined into one answer.
+
+A server that knows no `n` gets a call for each choice, and every prompt of a list gets calls of its own. They are values: the host makes
+them, feeds what comes back to one `Response` under each call's place, and stops those that a `CancelCall` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from google.protobuf.message import EncodeError
+
+from ._errors import MalformedRequestError, UsageError
+from ._events import InferenceRequest
+from ._framing import encode_frame
+from ._response import Response
+from .openai.endpoint import Endpoint, ResponseMeta
+
+if TYPE_CHECKING:
+    from ._transcoder import Transcoder
+    from .adapters.base import Adapter
+
+_HEADERS = (("content-type", "application/grpc"), ("te", "trailers"), ("grpc-accept-encoding", "identity,deflate,gzip"))
+
+
+class UpstreamCall(msgspec.Struct, frozen=True, kw_only=True):
+    """One gRPC call to make. It answers `choices` choices, from `first_index` on, of the prompt with that number."""
+
+    path: str
+    message: bytes
+    metadata: tuple[tuple[str, str], ...] = ()
+    inference: InferenceRequest
+    choices: int = 1
+    first_index: int = 0
+    prompt: int = 0
+
+    @property
+    def frame(self) -> bytes:
+        """The request body on the wire: `message` with its length prefix."""
+        return encode_frame(self.message)
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """The HTTP/2 request headers for a host without a gRPC library: what gRPC wants, then `metadata`."""
+        return (*_HEADERS, *self.metadata)
+
+
+class Call:
+    """All calls of one request, and how to read their answers.
+
+    `inference` is the request as a whole, `prompts` is one request for each prompt. Most requests take one call, whose parts are here
+    too: `path`, `message`, `metadata`, `frame`, `headers`; with several they raise UsageError.
+    """
+
+    __slots__ = ("_endpoint", "_options", "calls", "dropped", "is_passthrough", "prompts", "transcoder")
+
+    def __init__(
+        self,
+        transcoder: Transcoder,
+        endpoint: Endpoint,
+        options: Any,
+        prompts: tuple[InferenceRequest, ...],
+        calls: tuple[UpstreamCall, ...],
+        dropped: tuple[str, ...],
+        *,
+        is_passthrough: bool = False,
+    ) -> None:
+        self.transcoder = transcoder
+        self._endpoint = endpoint
+        self._options = options
+        self.prompts = prompts
+        self.calls = calls
+        self.dropped = dropped
+        self.is_passthrough = is_passthrough
+
+    @property
+    def inference(self) -> InferenceRequest:
+        """What is asked for; of several prompts the first."""
+        return self.prompts[0]
+
+    @property
+    def path(self) -> str:
+        """The gRPC path of the one call."""
+        return self._only.path
+
+    @property
+    def message(self) -> bytes:
+        """The request message of the one call."""
+        return self._only.message
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The metadata of the one call."""
+        return self._only.metadata
+
+    @property
+    def frame(self) -> bytes:
+        """The request body of the one call."""
+        return self._only.frame
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """The HTTP/2 request headers of the one call."""
+        return self._only.headers
+
+    @property
+    def id(self) -> str:
+        """The id of the answer when the host gives none."""
+        return str(self._options.id)
+
+    @property
+    def _only(self) -> UpstreamCall:
+        if len(self.calls) > 1:
+            raise UsageError(f"this request takes {len(self.calls)} calls; a host that makes only one sets Limits(max_calls=1)")
+        return self.calls[0]
+
+    def __repr__(self) -> str:
+        return f"<Call {self.id}, {len(self.calls)} to {self.calls[0].path}>"
+
+    def response(self, *, created: int, id: str | None = None) -> Response:
+        """The reader of the answer. `created` is in seconds since the epoch; `id` None is the call's own."""
+        transcoder = self.transcoder
+        meta = ResponseMeta(
+            id=id if id is not None else self.id,
+            created=created,
+            system_fingerprint=transcoder.system_fingerprint,
+            prompt_tokens_details=transcoder.prompt_tokens_details,
+        )
+        return Response(self, self._endpoint.make_encoder(self._options, meta))
+
+
+def plan(adapter: Adapter, prompts: Sequence[InferenceRequest]) -> tuple[UpstreamCall, ...]:
+    """The calls for these prompts, in the order of the choices that they answer. Raises MalformedRequestError."""
+    calls = []
+    for number, prompt in enumerate(prompts):
+        n = prompt.sampling.n
+        first = number * n
+        if n == 1 or "n" in adapter.carries:
+            is_streamed = prompt.stream or (n > 1 and adapter.streams_several)
+            asked = prompt if is_streamed == prompt.stream else msgspec.structs.replace(prompt, stream=is_streamed)
+            calls.append(_encode(adapter, asked, choices=n, first_index=first, prompt=number))
+        else:
+            calls += [_encode(adapter, _one_of(prompt, place), first_index=first + place, prompt=number) for place in range(n)]
+    return tuple(calls)
+
+
+def _one_of(request: InferenceRequest, place: int) -> InferenceRequest:
+    """One choice by itself: with an id of its own, and a seed of its own, as vLLM gives its choices."""
+    sampling = request.sampling
+    seed = sampling.seed + place if sampling.seed is not None else None
+    return msgspec.structs.replace(
+        request, request_id=f"{request.request_id}-{place}", sampling=msgspec.structs.replace(sampling, n=1, seed=seed)
+    )
+
+
+def _encode(adapter: Adapter, request: InferenceRequest, *, choices: int = 1, first_index: int, prompt: int) -> UpstreamCall:
+    try:
+        message = adapter.encode_request(request).SerializeToString()
+    except (ValueError, TypeError, EncodeError):
+        # The ranges were checked: what protobuf still refuses is text that is not Unicode.
+        raise MalformedRequestError("the request holds text that is not valid Unicode") from None
+    return UpstreamCall(
+        path=adapter.path_for(request),
+        message=message,
+        metadata=adapter.encode_metadata(request),
+        inference=request,
+        choices=choices,
+        first_index=first_index,
+        prompt=prompt,
+    )

@@ -1,0 +1,78 @@
+"""An inference request held against what one adapter can carry: refused by name, or without what is dropped and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ._errors import MalformedRequestError, UnsupportedFieldError
+from ._events import InferenceRequest, SamplingParams
+
+if TYPE_CHECKING:
+    from .adapters.base import Adapter
+
+_REQUEST_DEFAULTS: Final = InferenceRequest(request_id="")
+_SAMPLING_DEFAULTS: Final = SamplingParams()
+# What the gateway does with a text that it makes itself, and cannot do with the server's.
+_OF_THE_DETOKENIZER: Final = ("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output")
+
+
+def fit(adapter: Adapter, request: InferenceRequest, *, drops: bool) -> tuple[InferenceRequest, tuple[str, ...]]:
+    """The request without what the adapter cannot carry, and the OpenAI names of that.
+
+    `n` is not looked at: where the wire has none, several calls are made. Raises UnsupportedFieldError unless `drops`, and
+    MalformedRequestError for a value that the wire has no room for.
+    """
+    carries = adapter.carries
+    if request.prompt_text is not None and adapter.answers_text_with_text:
+        carries = carries.difference(_OF_THE_DETOKENIZER)
+    lost = [name for name in asked_for(request) if name not in carries and name != "n"]
+    if lost:
+        if not drops:
+            raise UnsupportedFieldError(
+                f"`{_openai_name(lost[0])}` cannot be sent to this model server ({adapter.dialect}, snapshot {adapter.snapshot.name})",
+                param=_openai_name(lost[0]),
+            )
+        request = _without(request, lost)
+    for name, (low, high) in adapter.ranges.items():
+        value = getattr(request.sampling if name in SamplingParams.__struct_fields__ else request, name)
+        if value is not None and not low <= value <= high:
+            raise MalformedRequestError(
+                f"{name} must be between {low} and {high} for this model server, got {value}. (parameter={name}, value={value})",
+                param=name,
+            )
+    if request.sampling.max_tokens is None and adapter.default_max_tokens is not None:
+        raise MalformedRequestError(
+            f"this model server would stop after {adapter.default_max_tokens} tokens: send max_tokens, or give the gateway the"
+            " context length",
+            param="max_tokens",
+        )
+    return request, tuple(_openai_name(name) for name in lost)
+
+
+def asked_for(request: InferenceRequest) -> list[str]:
+    """The neutral fields that ask for something: those which differ from their defaults."""
+    names = [name for name in request.__struct_fields__ if getattr(request, name) != getattr(_REQUEST_DEFAULTS, name)]
+    if "sampling" in names:
+        names.remove("sampling")
+    for name in SamplingParams.__struct_fields__:
+        value = getattr(request.sampling, name)
+        if value != getattr(_SAMPLING_DEFAULTS, name):
+            names.append(f"constraint.{value.kind}" if name == "constraint" else name)
+    return names
+
+
+def _without(request: InferenceRequest, names: Sequence[str]) -> InferenceRequest:
+    plain = ["constraint" if name.startswith("constraint.") else name for name in names]
+    sampling = {name: getattr(_SAMPLING_DEFAULTS, name) for name in plain if name in SamplingParams.__struct_fields__}
+    outer = {name: getattr(_REQUEST_DEFAULTS, name) for name in plain if name in InferenceRequest.__struct_fields__}
+    return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, **sampling), **outer)
+
+
+def _openai_name(name: str) -> str:
+    """The request field behind a neutral name, where they differ."""
+    if name.startswith("constraint."):
+        return "response_format"
+    return {"lora_name": "model", "media": "messages", "prompt_text": "prompt", "prompt_token_ids": "prompt"}.get(name, name)

@@ -1,0 +1,44 @@
+"""What one choice has gained: events of any convention -> what is new in them, and how many tokens that makes.
+
+Here the conventions of the servers end. Chunks may bring what is new or everything so far, a finish may repeat the last of it, all or
+nothing, and counts may be of the message or of the choice. Ids say best what is new; where a server sends none, its counts do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from ._events import FinishEvent, TokenLogprob, TokensEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Tally:
+    """One of n choices. `completion_tokens` are those so far, each counted once."""
+
+    __slots__ = ("_counts", "_ids", "completion_tokens", "finish_reason", "finished", "index")
+
+    def __init__(self, index: int, counts: Literal["ids", "delta", "total"]) -> None:
+        self.index = index
+        self.finished = False
+        self.finish_reason: str | None = None
+        self.completion_tokens = 0
+        self._ids = 0  # ids seen; the same as completion_tokens where a server sends them all
+        self._counts = counts
+
+    def take(self, event: TokensEvent | FinishEvent) -> tuple[list[int], Sequence[TokenLogprob]]:
+        """Count the event; its new ids and log probabilities."""
+        token_ids, entries = event.token_ids, event.logprobs
+        is_tokens = isinstance(event, TokensEvent)
+        if event.is_cumulative if isinstance(event, TokensEvent) else not event.is_delta:
+            token_ids = token_ids[self._ids :]
+            entries = entries[-len(token_ids) :] if token_ids else ()
+        self._ids += len(token_ids)
+        if self._ids or self._counts == "ids":
+            self.completion_tokens = max(self.completion_tokens, self._ids)
+        elif self._counts == "delta" and is_tokens:
+            self.completion_tokens += event.completion_tokens
+        else:
+            self.completion_tokens = max(self.completion_tokens, event.completion_tokens)
+        return token_ids, entries

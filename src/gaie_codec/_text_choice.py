@@ -1,0 +1,96 @@
+"""The text stage for servers that send text: events -> deltas, with what may become a stop string held back where the server does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from ._choices import AnyChoice, Delta
+from ._errors import OutOfOrderError
+from ._events import FinishEvent, InferenceRequest, TokensEvent
+
+if TYPE_CHECKING:
+    from .adapters.base import Adapter
+    from .text import Tokenizer
+
+
+class TextChoice(AnyChoice):
+    """Progress of one of n choices whose text the server makes.
+
+    Text that the server may still shorten passes the stop matcher, so that no part of a stop string leaves; text that is final goes
+    out as it comes.
+    """
+
+    __slots__ = ("_emitted", "_is_plain", "_seen")
+
+    def __init__(
+        self,
+        index: int,
+        request: InferenceRequest,
+        tokenizer: Tokenizer | None,
+        adapter: Adapter,
+        *,
+        eos_token_ids: frozenset[int],
+        stop_holdback: Literal["prefix", "window"] = "prefix",
+    ) -> None:
+        super().__init__(index, request, tokenizer, adapter, eos_token_ids, stop_holdback)
+        self._seen = 0  # characters of cumulative text
+        self._emitted = 0  # characters that the client has
+        self._is_plain = self._matcher is None and self._logprobs is None
+
+    def receive_plain(self, text: str, tokens: int) -> str | None:
+        """The per-token path, for a server that sends pieces and counts each. None where `receive_tokens` has to decide."""
+        if not self._is_plain or self.finished:
+            return None
+        self.completion_tokens += tokens
+        return text
+
+    def receive_tokens(self, event: TokensEvent) -> Delta | None:
+        """What the client may see now; None when that is nothing new. Raises OutOfOrderError after the finish."""
+        if self.finished:
+            raise OutOfOrderError(f"tokens for choice {self.index} after its finish")
+        token_ids, entries = self.take(event)
+        text = self._new_text(event.text or "", is_cumulative=event.is_cumulative)
+        if self._matcher is not None:
+            text = self._matcher.feed(text)
+        self._emitted += len(text)
+        logprobs = self._logprob_texts(token_ids, entries)
+        return Delta(self.index, text, token_ids, logprobs) if text or token_ids else None
+
+    def receive_finish(self, event: FinishEvent) -> Delta:
+        """The last delta. Raises OutOfOrderError on a second finish, UpstreamStatusError when the server gave up on the choice."""
+        reason, matched = self._begin_finish(event)
+        self.finished = True
+        token_ids, entries = self.take(event)
+        whole = None if event.is_delta else event.text
+        is_shortened = whole is not None and len(whole) < self._seen
+        text = "" if is_shortened else self._new_text(event.text or "", is_cumulative=whole is not None)
+        stop_text = matched if isinstance(matched, str) else None
+        if self._matcher is not None:
+            text = self._matcher.feed(text)
+            if stop_text is None and self._matcher.matched is not None:
+                reason, matched, stop_text = "stop", None, self._matcher.matched
+            held = self._release(self._matcher, stop_text)
+            text = whole[self._emitted :] if whole is not None and is_shortened else text + held
+        self.finish_reason = reason
+        return Delta(
+            self.index,
+            text,
+            token_ids,
+            self._logprob_texts(token_ids, entries),
+            reason,
+            matched if matched is not None else stop_text,
+            event.kv_transfer_params,
+        )
+
+    def abandon(self) -> Delta | None:
+        """The text that was held back, when the response breaks off; None when there is none or the choice has finished."""
+        if self.finished or self._matcher is None:
+            return None
+        text = self._release(self._matcher, self._matcher.matched)
+        return Delta(self.index, text) if text else None
+
+    def _new_text(self, text: str, *, is_cumulative: bool) -> str:
+        if not is_cumulative:
+            return text
+        new, self._seen = text[self._seen :], max(len(text), self._seen)
+        return new

@@ -1,0 +1,117 @@
+"""`POST /v1/completions`: a JSON body -> one InferenceRequest per prompt, and deltas -> chunks or one body.
+
+A prompt is a text, token ids, or a list of either; the choices of prompt p are n*p to n*p + n - 1. Log probabilities, echo and suffix
+are not there yet and refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from .._errors import MalformedRequestError, UnsupportedFieldError, UsageError
+from .._events import InferenceRequest
+from . import chat, sampling
+from .endpoint import Asked, Decoded
+from .fields import bool_field, decode_json_object, int_field, range_error, type_error
+from .request import base_model, decode_max_tokens, decode_model, decode_request_id, decode_routing, decode_stream_options, truncate
+
+if TYPE_CHECKING:
+    from ..text import Tokenizer
+
+PATH: Final = "/v1/completions"
+ID_PREFIX: Final = "cmpl-"
+MAX_PROMPTS: Final = 1024
+DEFAULT_MAX_TOKENS: Final = 16
+
+READ: Final = sampling.FIELDS | frozenset(
+    (
+        "model prompt request_id stream stream_options return_token_ids add_special_tokens truncate_prompt_tokens truncation_side priority"
+        " cache_salt kv_transfer_params session_id"
+    ).split()
+)
+ADVISORY: Final = chat.ADVISORY
+REFUSED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
+    {name: harmless for name, harmless in chat.REFUSED.items() if name != "chat_template"}
+    | {"logprobs": (None,), "suffix": (None, ""), "best_of": (None, 1), "prompt_embeds": (None,)}
+)
+
+
+def decode_request(body: bytes, asked: Asked) -> Decoded:
+    """Decode a completion request. Raises RequestError."""
+    tokenizer, model = asked.tokenizer, asked.model
+    if tokenizer is None:
+        raise UsageError("a prompt has to be tokenized, and there is no tokenizer")
+    fields = decode_json_object(body)
+    for field, harmless in REFUSED.items():
+        if field in fields and fields[field] not in harmless:
+            raise UnsupportedFieldError(f"`{field}` is not supported by this gateway (parameter={field})", param=field)
+    name = decode_model(fields, model)
+    stream = bool_field(fields, "stream")
+    request_id = ID_PREFIX + decode_request_id(fields, asked)
+    wanted = int_field(fields, "max_tokens")
+    if "max_tokens" not in fields:
+        wanted = DEFAULT_MAX_TOKENS
+    include_usage, continuous_usage = decode_stream_options(fields, stream)
+    return_token_ids = bool_field(fields, "return_token_ids")
+    prompts = []
+    for place, token_ids in enumerate(_decode_prompts(fields, tokenizer)):
+        kept = truncate(fields, token_ids, model.max_model_len)
+        params = sampling.decode_sampling(
+            fields,
+            model=model,
+            vocab_size=model.vocab_size or tokenizer.vocab_size,
+            max_tokens=decode_max_tokens(wanted, len(kept), model),
+            logprobs=None,
+        )
+        prompts.append(
+            InferenceRequest(
+                request_id=f"{request_id}-{place}",
+                model=base_model(name, model),
+                prompt_token_ids=kept,
+                sampling=params,
+                stream=stream,
+                lora_name=model.lora_adapters.get(name, ""),
+                return_token_ids=return_token_ids,
+                **decode_routing(fields),
+            )
+        )
+    options = chat.ChatOptions(
+        id=request_id,
+        model=name or prompts[0].model,
+        stream=stream,
+        include_usage=include_usage,
+        continuous_usage=continuous_usage,
+        return_token_ids=return_token_ids,
+    )
+    ignored = tuple(sorted(field for field in fields if field not in READ and field not in REFUSED and field not in ADVISORY))
+    return Decoded(prompts=tuple(prompts), options=options, ignored=ignored)
+
+
+def _decode_prompts(fields: Mapping[str, Any], tokenizer: Tokenizer) -> list[list[int]]:
+    value = fields.get("prompt")
+    special = bool_field(fields, "add_special_tokens", True)
+    if value is None:
+        raise type_error("prompt", "missing", "Field required")
+    if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(item, int) for item in value)):
+        value = [value]
+    if not isinstance(value, list):
+        raise type_error("prompt", "string_type", "Input should be a valid string")
+    if not value:
+        raise MalformedRequestError("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
+    if len(value) > MAX_PROMPTS:
+        raise range_error("prompt", f"there may be at most {MAX_PROMPTS} prompts, got {len(value)}.", len(value))
+    return [_decode_prompt(item, f"prompt.{place}", tokenizer, special) for place, item in enumerate(value)]
+
+
+def _decode_prompt(value: Any, loc: str, tokenizer: Tokenizer, special: bool) -> list[int]:
+    if isinstance(value, str):
+        return tokenizer.encode(value, add_special_tokens=special)
+    if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
+        raise type_error(loc, "string_type", "Input should be a valid string or a list of token ids")
+    vocab_size = tokenizer.vocab_size
+    outside = [item for item in value if not 0 <= item < vocab_size][:10]
+    if outside:
+        raise range_error("prompt", f"token_id(s) {outside} in prompt are out of vocabulary. Vocabulary size: {vocab_size}")
+    return [int(item) for item in value]

@@ -1,0 +1,85 @@
+"""What an endpoint is: how its requests are decoded, and what makes its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from .._events import BodyEvent, InferenceRequest, ModelInfo, Usage
+
+if TYPE_CHECKING:
+    from .._choices import Delta
+    from .._errors import CodecError
+    from ..text import Tokenizer
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What decoding needs besides the body. `fixed_id` (the X-Request-Id header) wins over every other id, as with vLLM."""
+
+    request_id: str
+    model: ModelInfo
+    tokenizer: Tokenizer | None = None
+    fixed_id: str | None = None
+    accepts_media: bool = False
+    """Whether images, video and sound can be sent to the model server."""
+
+
+class Decoded(msgspec.Struct, frozen=True, kw_only=True):
+    """A decoded request: what to infer for each prompt, how to answer, and the fields that were accepted but have no effect."""
+
+    prompts: tuple[InferenceRequest, ...]
+    options: Any
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def inference(self) -> InferenceRequest:
+        """Of the first prompt, which for a chat is the only one."""
+        return self.prompts[0]
+
+
+class ResponseMeta(msgspec.Struct, frozen=True, kw_only=True):
+    """What the host decides about one answer: ids, clocks and labels. `created` is in seconds since the epoch."""
+
+    id: str
+    created: int
+    system_fingerprint: str | None = None
+    prompt_tokens_details: bool = False
+    """Show `prompt_tokens_details.cached_tokens` in usage, as vLLM does with --enable-prompt-tokens-details."""
+
+
+class ResponseEncoder(Protocol):
+    """What makes an HTTP body: of deltas, or of pieces that are OpenAI JSON already.
+
+    The calls come in this order: `open`, then `text` and `delta`, or `body` alone; then `close` or `error`.
+    """
+
+    content_type: str
+    streams: bool
+    is_detailed: bool
+    """Whether a chunk in the middle of the stream says more than its text."""
+    wants_usage: bool
+    """Whether `delta` needs the usage so far."""
+
+    @property
+    def reported_usage(self) -> Usage | None:
+        """What the server said in JSON of its own; None where deltas are counted."""
+        ...
+
+    def open(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes: ...
+    def text(self, index: int, text: str) -> bytes: ...
+    def delta(self, delta: Delta, usage: Usage | None) -> bytes: ...
+    def body(self, event: BodyEvent) -> bytes: ...
+    def close(self, usage: Usage) -> bytes: ...
+    def error(self, error: CodecError) -> bytes: ...
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One path of the API."""
+
+    path: str
+    decode_request: Callable[[bytes, Asked], Decoded]
+    """Raises RequestError."""
+    make_encoder: Callable[[Any, ResponseMeta], ResponseEncoder]
+    """Of the request's options."""

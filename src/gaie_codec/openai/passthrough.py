@@ -1,0 +1,296 @@
+"""OpenAI JSON for a server that takes it as it is: a look at the request, and answers that are checked on their way.
+
+The request is decoded so far as a scheduler and the client's good need it: a field out of range, an unknown model, or a field that the
+server would pass over without a word is refused here by name. What is sent are the client's own bytes. Of the answer, chunks go on as
+they came; `data: ` and `[DONE]` are ours, and an error that looks like a chunk, or like a success, becomes an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import msgspec
+
+from .. import _sse
+from .._choices import Delta
+from .._errors import (
+    CodecError,
+    MalformedMessageError,
+    TruncatedResponseError,
+    UnsupportedFieldError,
+    UpstreamStatusError,
+    UsageError,
+    code_from_server_status,
+)
+from .._events import BodyEvent, InferenceRequest, SamplingParams, Usage
+from . import chat, completions, sampling
+from .endpoint import Asked, Decoded, ResponseMeta
+from .errors import encode_error
+from .fields import bool_field, decode_json_object, int_field, object_field, range_error, type_error
+from .messages import decode_messages
+from .request import base_model, decode_model, decode_request_id, decode_stream_options
+
+PATHS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        chat.PATH: "chat",
+        completions.PATH: "completions",
+        "/v1/embeddings": "embeddings",
+        "/v1/classify": "classify",
+        "/classify": "classify",
+        "/v1/score": "score",
+        "/score": "score",
+        "/v1/rerank": "rerank",
+        "/rerank": "rerank",
+    }
+)
+"""The kind of request behind each path."""
+
+_REQUIRED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "chat": ("messages",),
+        "completions": ("prompt",),
+        "embeddings": ("input",),
+        "classify": ("input",),
+        "score": ("query", "items"),
+        "rerank": ("query", "documents"),
+    }
+)
+_GENERATES: Final = ("chat", "completions")
+_PREFIXES: Final = MappingProxyType({"chat": chat.ID_PREFIX, "completions": completions.ID_PREFIX})
+# What vLLM's endpoints know, and therefore clients may send in good faith.
+_VLLM_FIELDS: Final = chat.READ | chat.REFUSED.keys() | completions.READ | completions.REFUSED.keys()
+_ON_BY_DEFAULT: Final = frozenset(("add_generation_prompt", "spaces_between_special_tokens", "skip_special_tokens", "include_reasoning"))
+
+
+class PassthroughOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the answer has to look like."""
+
+    id: str
+    kind: str
+    stream: bool = False
+    n: int = 1
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = 0
+    reasoning_tokens: int | None = 0
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+    reasoning_tokens: int | None = 0
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+
+
+class _Body(msgspec.Struct):
+    """What of a chunk or a body has to be known."""
+
+    object: str | None = None
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+    message: Any = None
+    code: Any = None
+
+
+_decode_body: Final = msgspec.json.Decoder(_Body).decode
+
+
+def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str]) -> Decoded:
+    """Decode a request of one kind, as far as the gateway has to know it; `known` are the fields that the server takes.
+
+    Raises RequestError. The prompt stays text or messages: only the server tokenizes it.
+    """
+    fields = decode_json_object(body)
+    for name in _REQUIRED[kind]:
+        if fields.get(name) is None:
+            raise type_error(name, "missing", "Field required")
+    for name, value in fields.items():
+        if name in _VLLM_FIELDS and name not in known and not _asks_nothing(name, value):
+            raise UnsupportedFieldError(f"`{name}` is not known to this model server, which would pass over it", param=name)
+    model = asked.model
+    name = decode_model(fields, model)
+    stream = bool_field(fields, "stream") if kind in _GENERATES else False
+    params = SamplingParams()
+    if kind in _GENERATES:
+        decode_stream_options(fields, stream)
+        wanted = int_field(fields, "max_completion_tokens")
+        params = sampling.decode_sampling(
+            {field: value for field, value in fields.items() if field in known},
+            model=model,
+            vocab_size=model.vocab_size,
+            max_tokens=int_field(fields, "max_tokens") if wanted is None else wanted,
+            logprobs=_decode_logprobs(kind, fields),
+        )
+    if kind == "chat":
+        decode_messages(fields["messages"], accepts_content_parts=True, accepts_media=True)
+        object_field(fields, "chat_template_kwargs")
+    if kind == "rerank" and not isinstance(fields["documents"], list):
+        raise type_error("documents", "list_type", "Input should be a valid list")
+    prompt = fields.get("prompt")
+    inference = InferenceRequest(
+        request_id=_PREFIXES.get(kind, "") + decode_request_id(fields, asked),
+        model=base_model(name, model),
+        prompt_text=prompt if isinstance(prompt, str) else None,
+        sampling=params,
+        stream=stream,
+        lora_name=model.lora_adapters.get(name, ""),
+    )
+    ignored = tuple(sorted(field for field in fields if field not in known and field not in chat.ADVISORY and field not in _VLLM_FIELDS))
+    options = PassthroughOptions(id=inference.request_id, kind=kind, stream=stream, n=params.n * _prompts(prompt))
+    return Decoded(prompts=(inference,), options=options, ignored=ignored)
+
+
+def _decode_logprobs(kind: str, fields: Mapping[str, Any]) -> int | None:
+    if kind == "completions":
+        return int_field(fields, "logprobs")
+    top = int_field(fields, "top_logprobs") or 0
+    if not 0 <= top <= sampling.MAX_LOGPROBS:
+        raise range_error("top_logprobs", f"top_logprobs must be between 0 and {sampling.MAX_LOGPROBS}, got {top}.", top)
+    return top if bool_field(fields, "logprobs") else None
+
+
+def _asks_nothing(name: str, value: Any) -> bool:
+    if value is None or value in ("", 0, [], {}):  # False too
+        return True
+    return (name in _ON_BY_DEFAULT and value is True) or (name == "truncation_side")
+
+
+def _prompts(prompt: Any) -> int:
+    """How many prompts a completion request has: a list of texts, or of lists of ids, is several."""
+    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+
+
+class _Passthrough:
+    """What both encoders share: to see what a piece says, and that no deltas come."""
+
+    wants_usage = False
+    is_detailed = True
+
+    def __init__(self, options: PassthroughOptions, meta: ResponseMeta) -> None:
+        self._options = options
+        self._finished: set[int] = set()
+        self.reported_usage: Usage | None = None
+
+    def _see(self, event: BodyEvent) -> _Body:
+        """Raises UpstreamStatusError for an error of the server, MalformedMessageError for what is no JSON object."""
+        try:
+            body = _decode_body(event.data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            if event.http_status is not None and event.http_status >= 400:
+                raise UpstreamStatusError(code_from_server_status(event.http_status), "") from None
+            raise MalformedMessageError(f"a passed-through body of {len(event.data)} bytes is no JSON object") from None
+        error = body.error
+        # Before SGLang 0.5.22 there is no status, and an error body looks like a success until it is read.
+        if error is not None or body.object == "error" or (event.http_status or 200) >= 400:
+            inner = error if isinstance(error, dict) else {"message": error if isinstance(error, str) else body.message, "code": body.code}
+            status = event.http_status if (event.http_status or 200) >= 400 else inner.get("code")
+            message = inner.get("message")
+            raise UpstreamStatusError(
+                code_from_server_status(status if isinstance(status, int) else 500), message if isinstance(message, str) else ""
+            )
+        for choice in body.choices or ():
+            if choice.finish_reason in ("abort", "error"):
+                raise UpstreamStatusError(
+                    code_from_server_status(500), f"choice {choice.index} ended with finish_reason {choice.finish_reason!r}"
+                )
+            if choice.finish_reason is not None:
+                self._finished.add(choice.index)
+        if body.usage is not None:
+            self.reported_usage = _decode_usage(body.usage)
+        return body
+
+    def _check_finished(self) -> None:
+        missing = self._options.n - len(self._finished)
+        if missing > 0 and self._options.kind in _GENERATES:
+            raise TruncatedResponseError(f"the response ended before {missing} of {self._options.n} choices had finished")
+
+    def open(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes:
+        raise UsageError("deltas in an answer that is passed through")
+
+    def text(self, index: int, text: str) -> bytes:
+        raise UsageError("deltas in an answer that is passed through")
+
+    def delta(self, delta: Delta, usage: Usage | None) -> bytes:
+        raise UsageError("deltas in an answer that is passed through")
+
+
+class PassthroughStream(_Passthrough):
+    """Chunks of JSON -> server-sent events."""
+
+    content_type = _sse.CONTENT_TYPE
+    streams = True
+
+    def body(self, event: BodyEvent) -> bytes:
+        """The chunk as an event; nothing for the empty one that ends the stream."""
+        data = event.data
+        encoded = b""
+        if data:
+            self._see(event)
+            # An event is one line; JSON has line breaks between its tokens only.
+            encoded = _sse.encode_event(msgspec.json.format(data, indent=-1) if b"\n" in data or b"\r" in data else data)
+        if event.is_last:
+            self._check_finished()
+        return encoded
+
+    def close(self, usage: Usage) -> bytes:
+        """The end that says that all is well."""
+        return _sse.DONE
+
+    def error(self, error: CodecError) -> bytes:
+        """An error event. No `[DONE]` follows."""
+        return _sse.encode_event(encode_error(error))
+
+
+class PassthroughBody(_Passthrough):
+    """One JSON body, as it came."""
+
+    content_type = "application/json"
+    streams = False
+
+    def __init__(self, options: PassthroughOptions, meta: ResponseMeta) -> None:
+        super().__init__(options, meta)
+        self._data = b""
+
+    def body(self, event: BodyEvent) -> bytes:
+        """Keep it."""
+        if event.data:
+            self._see(event)
+            self._data = event.data
+        if event.is_last:
+            if not self._data:
+                raise MalformedMessageError("the body that was to be passed through is empty")
+            self._check_finished()
+        return b""
+
+    def close(self, usage: Usage) -> bytes:
+        """The body."""
+        return self._data
+
+    def error(self, error: CodecError) -> bytes:
+        """The error body alone."""
+        return encode_error(error)
+
+
+def make_encoder(options: PassthroughOptions, meta: ResponseMeta) -> PassthroughStream | PassthroughBody:
+    """What the options ask for."""
+    return PassthroughStream(options, meta) if options.stream else PassthroughBody(options, meta)
+
+
+def _decode_usage(usage: _Usage) -> Usage:
+    prompt, completion = usage.prompt_tokens_details or _Details(), usage.completion_tokens_details or _Details()
+    return Usage(
+        prompt_tokens=usage.prompt_tokens or 0,
+        completion_tokens=usage.completion_tokens or 0,
+        cached_tokens=prompt.cached_tokens or 0,
+        reasoning_tokens=completion.reasoning_tokens or usage.reasoning_tokens or 0,
+    )

@@ -1,0 +1,119 @@
+"""What the requests of all generating endpoints have in common besides how to sample: names, ids, routing, length, stream options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .._errors import MalformedRequestError, ModelNotFoundError
+from .._events import ModelInfo
+from .endpoint import Asked
+from .fields import as_int, bool_field, int_field, json_text, object_field, range_error, str_field, type_error
+
+MAX_CACHE_SALT: Final = 128
+MAX_REQUEST_ID: Final = 1024  # characters; the id is repeated in every chunk
+
+
+def decode_model(fields: Mapping[str, Any], model: ModelInfo) -> str:
+    """The name as the client gave it, maybe of a LoRA adapter. Raises ModelNotFoundError for one that the server does not serve."""
+    name = str_field(fields, "model")
+    if not model.serves(name):
+        raise ModelNotFoundError(f"The model `{name[:200]}` does not exist.", param="model")
+    return name
+
+
+def base_model(name: str, model: ModelInfo) -> str:
+    """The model's own name behind what a client named."""
+    return name if name and name not in model.lora_adapters else next(iter(model.names), "")
+
+
+def decode_request_id(fields: Mapping[str, Any], asked: Asked) -> str:
+    """The id without its prefix: of the header, the body, or the host."""
+    own_id = asked.fixed_id or str_field(fields, "request_id")
+    if len(own_id) > MAX_REQUEST_ID:
+        raise range_error("request_id", f"a request id must be at most {MAX_REQUEST_ID} characters, got {len(own_id)}.")
+    return own_id or asked.request_id
+
+
+def decode_routing(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of InferenceRequest that say where and in what order to run."""
+    kv_transfer_params = object_field(fields, "kv_transfer_params")
+    return {
+        "priority": int_field(fields, "priority") or 0,
+        "cache_salt": _decode_cache_salt(fields),
+        "session_id": str_field(fields, "session_id"),
+        "kv_transfer_params": json_text(kv_transfer_params, "kv_transfer_params") if kv_transfer_params is not None else "",
+    }
+
+
+def truncate(fields: Mapping[str, Any], token_ids: list[int], max_model_len: int) -> list[int]:
+    """The prompt, cut as the client asked for. Raises MalformedRequestError where no room for an answer is left."""
+    keep = int_field(fields, "truncate_prompt_tokens")
+    side = fields.get("truncation_side")
+    if side not in (None, "left", "right"):
+        raise type_error("truncation_side", "literal_error", "Input should be left or right")
+    if keep is not None:
+        if keep < -1:
+            raise type_error("truncate_prompt_tokens", "greater_than_equal", "Input should be greater than or equal to -1")
+        if max_model_len and keep > max_model_len:
+            raise range_error(
+                "truncate_prompt_tokens",
+                f"truncate_prompt_tokens={keep} cannot be greater than max_model_len = {max_model_len}."
+                " Please request a smaller truncation size.",
+                keep,
+            )
+        if keep == -1:
+            keep = max_model_len or len(token_ids)
+        if len(token_ids) > keep:
+            token_ids = token_ids[:keep] if side == "right" else token_ids[len(token_ids) - keep :]
+    if not token_ids:
+        raise MalformedRequestError("The decoder prompt cannot be empty")
+    if max_model_len and len(token_ids) >= max_model_len:
+        raise range_error(
+            "input_tokens",
+            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {len(token_ids)} input"
+            " tokens, which leaves no room for output tokens. Please reduce the length of the input prompt.",
+            len(token_ids),
+        )
+    return token_ids
+
+
+def decode_max_tokens(wanted: int | None, prompt_tokens: int, model: ModelInfo) -> int | None:
+    """How many tokens to generate: as wanted, the model's own default, or what the context has room for. None where nobody knows."""
+    max_model_len = model.max_model_len
+    default = as_int(model.default_sampling_params.get("max_tokens"), "max_tokens")
+    if wanted is None and default is not None:
+        return min(default, max_model_len - prompt_tokens) if max_model_len else default
+    if not max_model_len:
+        return wanted
+    if wanted is not None and wanted > max_model_len:
+        raise range_error(
+            "max_tokens",
+            f"max_tokens={wanted} cannot be greater than max_model_len={max_model_len}. Please request fewer output tokens.",
+            wanted,
+        )
+    room = max_model_len - prompt_tokens
+    return room if wanted is None else min(wanted, room)
+
+
+def decode_stream_options(fields: Mapping[str, Any], stream: bool) -> tuple[bool, bool]:
+    """include_usage and continuous_usage_stats."""
+    options = object_field(fields, "stream_options")
+    if not options:
+        return False, False
+    if not stream:
+        raise range_error("stream_options", "Stream options can only be defined when `stream=True`.")
+    include = bool_field(options, "include_usage", loc="stream_options.include_usage")
+    return include, include and bool_field(options, "continuous_usage_stats", loc="stream_options.continuous_usage_stats")
+
+
+def _decode_cache_salt(fields: Mapping[str, Any]) -> str:
+    salt = str_field(fields, "cache_salt")
+    if fields.get("cache_salt") == "":
+        raise range_error("cache_salt", "Parameter 'cache_salt' must be a non-empty string if provided.")
+    if len(salt) > MAX_CACHE_SALT or any(character in salt for character in "@/\\\0"):
+        raise range_error(
+            "cache_salt",
+            f"Parameter 'cache_salt' must be at most {MAX_CACHE_SALT} characters and must not contain '@', '/', '\\\\', or NUL.",
+        )
+    return salt
