@@ -3,6 +3,7 @@
 Start with `Transcoder`. Public calls raise only `CodecError` (the input is at fault) or `UsageError` (the caller is).
 """
 
+from ._bridge import Bridge, BridgedCall, BridgedResponse, GrpcOutput, Trailers, encode_grpc_error
 from ._calls import Call, UpstreamCall
 from ._errors import (
     Code,
@@ -37,6 +38,7 @@ from ._events import (
     Usage,
 )
 from ._framing import FrameDecoder, encode_frame
+from ._observer import ObservedCall, ObservedResponse, Observer
 from ._response import BodyChunk, CancelCall, EndOfBody, Output, Response, ResponseHead, encode_error_response, encode_json_response
 from ._sse import ServerSentEvent, SSEDecoder
 from ._state import State
@@ -47,6 +49,9 @@ __version__ = "0.1.0"
 __all__ = [
     "BodyChunk",
     "BodyEvent",
+    "Bridge",
+    "BridgedCall",
+    "BridgedResponse",
     "Call",
     "CancelCall",
     "Code",
@@ -58,6 +63,7 @@ __all__ = [
     "FinishEvent",
     "FrameDecoder",
     "FramingError",
+    "GrpcOutput",
     "InferenceRequest",
     "Limits",
     "MalformedMessageError",
@@ -65,6 +71,9 @@ __all__ = [
     "Media",
     "ModelInfo",
     "ModelNotFoundError",
+    "ObservedCall",
+    "ObservedResponse",
+    "Observer",
     "OutOfOrderError",
     "Output",
     "PromptEvent",
@@ -78,6 +87,7 @@ __all__ = [
     "State",
     "TokenLogprob",
     "TokensEvent",
+    "Trailers",
     "Transcoder",
     "TruncatedResponseError",
     "UnsupportedEndpointError",
@@ -89,5 +99,6 @@ __all__ = [
     "UsageError",
     "encode_error_response",
     "encode_frame",
+    "encode_grpc_error",
     "encode_json_response",
 ]

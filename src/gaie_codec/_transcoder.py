@@ -21,6 +21,7 @@ from ._errors import MalformedRequestError, RequestTooLargeError, UnsupportedEnd
 from ._events import InferenceRequest, ModelInfo
 from ._fit import fit
 from ._framing import DEFAULT_MAX_MESSAGE_BYTES
+from ._grpc_in import RANK, decode_rank
 from ._metadata import FORWARDED, Headers, as_mapping, is_metadata_value
 from .adapters.base import Adapter
 from .openai import ENDPOINTS, chat, passthrough, sampling
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
 
 # OpenAI's and vLLM's, so that a client is not told that they do not exist.
 _OTHER_PATHS: Final = frozenset(f"/v1/{name}" for name in ("responses", "messages", "audio/transcriptions")) | passthrough.PATHS.keys()
-_RANK: Final = "x-data-parallel-rank"
 # What a server that takes HTTP headers in the message is told.
-_PASSED_HEADERS: Final = (*FORWARDED, _RANK, "x-smg-routing-key")
+_PASSED_HEADERS: Final = (*FORWARDED, RANK, "x-smg-routing-key")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +133,7 @@ class Transcoder:
         return tuple(ENDPOINTS)
 
     def _transcode(self, endpoint: Endpoint, headers: Mapping[str, str], decoded: Decoded) -> Call:
-        rank = _decode_rank(headers[_RANK]) if _RANK in headers else None
+        rank = decode_rank(headers[RANK]) if RANK in headers else None
         trace = {name: headers[name] for name in FORWARDED if is_metadata_value(headers.get(name, ""))}
         prompts = []
         dropped: tuple[str, ...] = ()
@@ -182,9 +182,3 @@ def _check_content(headers: Mapping[str, str]) -> None:
         )
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise MalformedRequestError("a compressed body is not supported; send it without content-encoding", param="content-encoding")
-
-
-def _decode_rank(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:10]) < 2**31 and len(text) <= 10):
-        raise MalformedRequestError("x-data-parallel-rank is no rank", param=_RANK)
-    return int(text)

@@ -91,6 +91,9 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     emulates: Mapping[str, str]
     """Likewise for what has no field of its own on this wire, with how it is done instead."""
 
+    also_reads: frozenset[str] = frozenset()
+    """Wire fields that `decode_request` reads besides those of `sends`, or that change nothing in what is generated."""
+
     carries: frozenset[str]
     """What can be said: the keys of `sends` and `emulates`."""
 

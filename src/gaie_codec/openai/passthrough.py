@@ -105,8 +105,9 @@ class _Body(msgspec.Struct):
 _decode_body: Final = msgspec.json.Decoder(_Body).decode
 
 
-def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str]) -> Decoded:
-    """Decode a request of one kind, as far as the gateway has to know it; `known` are the fields that the server takes.
+def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] | None) -> Decoded:
+    """Decode a request of one kind, as far as the gateway has to know it; `known` are the fields that the server takes,
+    None to refuse none.
 
     Raises RequestError. The prompt stays text or messages: only the server tokenizes it.
     """
@@ -114,6 +115,8 @@ def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str]) 
     for name in _REQUIRED[kind]:
         if fields.get(name) is None:
             raise type_error(name, "missing", "Field required")
+    if known is None:
+        known = frozenset(fields)
     for name, value in fields.items():
         if name in _VLLM_FIELDS and name not in known and not _asks_nothing(name, value):
             raise UnsupportedFieldError(f"`{name}` is not known to this model server, which would pass over it", param=name)
@@ -178,7 +181,7 @@ class _Passthrough:
 
     def __init__(self, options: PassthroughOptions, meta: ResponseMeta) -> None:
         self._options = options
-        self._finished: set[int] = set()
+        self.finish_reasons: dict[int, str] = {}
         self.reported_usage: Usage | None = None
 
     def _see(self, event: BodyEvent) -> _Body:
@@ -204,13 +207,13 @@ class _Passthrough:
                     code_from_server_status(500), f"choice {choice.index} ended with finish_reason {choice.finish_reason!r}"
                 )
             if choice.finish_reason is not None:
-                self._finished.add(choice.index)
+                self.finish_reasons[choice.index] = choice.finish_reason
         if body.usage is not None:
             self.reported_usage = _decode_usage(body.usage)
         return body
 
     def _check_finished(self) -> None:
-        missing = self._options.n - len(self._finished)
+        missing = self._options.n - len(self.finish_reasons)
         if missing > 0 and self._options.kind in _GENERATES:
             raise TruncatedResponseError(f"the response ended before {missing} of {self._options.n} choices had finished")
 

@@ -78,6 +78,9 @@ _EMULATED = {
     "constraint.json_object": "sampling_params.one.json_schema",
     "constraint.choice": "sampling_params.one.regex",
 }
+_ALSO_READ = frozenset(
+    ("return_logprob", "logprob_start_len", "video_data", "audio_data", "sampling_params.one.n", "sampling_params.one.stop")
+)
 _MEDIA_FIELDS = {"image": "image_data", "video": "video_data", "audio": "audio_data"}
 _INT64 = (0, 2**31 - 1)  # int64 on the wire, 32 bits in the scheduler
 
@@ -294,6 +297,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         response_type=response_type,
         sends=sends,
         emulates=emulates,
+        also_reads=_ALSO_READ,
         carries=frozenset((*sends, *emulates)),
         ranges={
             "top_k": _INT64,

@@ -95,6 +95,9 @@ _EMULATED = {
     "constraint.json_object": "sampling_params.json_schema",
     "constraint.choice": "sampling_params.regex",
 }
+_ALSO_READ = frozenset(
+    ("text", "return_logprob", "logprob_start_len", "return_text", "video_data", "audio_data", "sampling_params.guided_decoding")
+)
 _MEDIA_FIELDS = {"image": "image_data", "video": "video_data", "audio": "audio_data"}
 _INT32 = (0, 2**31 - 1)
 
@@ -287,6 +290,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         response_type=response_type,
         sends=sends,
         emulates=emulates,
+        also_reads=_ALSO_READ,
         carries=frozenset((*sends, *emulates)),
         ranges={
             "top_k": _INT32,

@@ -61,6 +61,9 @@ _EMULATED = {
     "constraint.json_object": "sampling_params.json_schema",
     "constraint.choice": "sampling_params.regex",
 }
+_ALSO_READ = frozenset(
+    ("return_logprob", "logprob_start_len", "sampling_params.stop", "tokenized.original_text", "timestamp", "log_metrics")
+)  # the last three change nothing in what is generated
 _COUNT = (0, 2**31 - 1)  # uint32 on the wire since smg-0.3.2, int32 in the scheduler
 _POSITIVE_FLOAT = (2.0**-126, 2.0**127)
 
@@ -231,6 +234,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         response_type=response_type,
         sends=sends,
         emulates=_EMULATED,
+        also_reads=_ALSO_READ,
         carries=frozenset((*sends, *_EMULATED)),
         ranges=ranges,
         ends_at_stop_strings=False,

@@ -62,6 +62,8 @@ _EMULATED = {
     "trace_headers": "metadata",
     "return_token_ids": "ids always come",
 }
+# the text of ids that are there changes nothing
+_ALSO_READ = frozenset("tokenized.original_text sampling_params.prompt_logprobs".split())
 
 _UINT32 = (0, 2**32 - 1)
 # A float that rounds to 0 would be read as the default, one that rounds to infinity as nonsense.
@@ -231,6 +233,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         response_type=response_type,
         sends=sends,
         emulates=_EMULATED,
+        also_reads=_ALSO_READ,
         carries=frozenset((*sends, *_EMULATED)),
         ranges=_RANGES,
         encode_request=encode_request,

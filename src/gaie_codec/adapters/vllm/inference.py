@@ -78,6 +78,15 @@ _EMULATED = {
     "trace_headers": "metadata, which vLLM does not read",
     "stream": "by the method: GenerateStream or Generate",
 }
+_ALSO_READ = frozenset(
+    (
+        "sampling.num_sequences",
+        "response.output_text",
+        "response.output_candidates",
+        "response.prompt_logprobs",
+        "response.prompt_candidates",
+    )
+)
 _UINT32 = (0, 2**32 - 1)
 # A float that rounds to 0 would be read as the default, one that rounds to infinity as nonsense.
 _POSITIVE_FLOAT = (2.0**-126, 2.0**127)
@@ -314,6 +323,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         response_type=response_type,
         sends=sends,
         emulates=emulates,
+        also_reads=_ALSO_READ,
         carries=frozenset((*sends, *emulates)),
         ranges={
             "top_p": _POSITIVE_FLOAT,

@@ -1,0 +1,86 @@
+"""A gRPC request of a client -> InferenceRequest: what observing a call and bridging to another server begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from google.protobuf.message import DecodeError
+
+from ._errors import MalformedRequestError, UnsupportedEndpointError, UpstreamError
+from ._events import InferenceRequest
+from ._framing import FrameDecoder
+from ._metadata import FORWARDED
+
+if TYPE_CHECKING:
+    from .adapters.base import Adapter
+
+RANK = "x-data-parallel-rank"
+
+
+def decode_rank(text: str) -> int:
+    """The value of x-data-parallel-rank. Raises MalformedRequestError."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 2**31):
+        raise MalformedRequestError(f"{RANK} is no rank", param=RANK)
+    return int(text)
+
+
+def only_message(body: bytes | Iterable[bytes], headers: Mapping[str, str], max_bytes: int) -> bytes:
+    """The one message in a request body, whole or in pieces. Raises MalformedRequestError."""
+    decoder = FrameDecoder(max_message_bytes=max_bytes, encoding=headers.get("grpc-encoding", "identity"))
+    messages: list[bytes] = []
+    try:
+        for piece in (body,) if isinstance(body, bytes) else body:
+            messages += decoder.receive_data(piece)
+        decoder.receive_eof()
+    except UpstreamError as error:  # the same faults, here of a client
+        raise MalformedRequestError(f"the request body: {error.message}", param="body") from None
+    if len(messages) != 1:
+        raise MalformedRequestError(f"the request body has {len(messages)} messages instead of one", param="body")
+    return messages[0]
+
+
+def parse_request(adapter: Adapter, path: str, message: bytes) -> Any:
+    """The message of a call to `path`. Raises UnsupportedEndpointError for a path that does not generate, MalformedRequestError."""
+    bodies = adapter.passthrough.paths.values() if adapter.passthrough is not None else ()
+    if path not in adapter.generate_paths and path not in bodies:
+        raise UnsupportedEndpointError(f"{path[:100]} does not generate; what does is {', '.join((*adapter.generate_paths, *bodies))}")
+    request_type: Any = adapter.snapshot.method_at(path).request
+    try:
+        return request_type.FromString(message)
+    except DecodeError:
+        raise MalformedRequestError(f"{len(message)} bytes that are no {request_type.DESCRIPTOR.full_name}", param="body") from None
+
+
+def decode_request(adapter: Adapter, path: str, message: Any, headers: Mapping[str, str]) -> InferenceRequest:
+    """What the message and its metadata ask for. Raises MalformedRequestError for metadata that the server would refuse."""
+    request = adapter.decode_request(message)
+    told: dict[str, Any] = {}
+    trace = {name: headers[name] for name in FORWARDED if headers.get(name)}
+    if trace:
+        told["trace_headers"] = {**trace, **request.trace_headers}
+    if headers.get(RANK) and "data_parallel_rank" in adapter.emulates:
+        told["data_parallel_rank"] = decode_rank(headers[RANK])
+    if "stream" in adapter.emulates:
+        told["stream"] = path == adapter.generate_path
+    return msgspec.structs.replace(request, **told) if told else request
+
+
+def unread(adapter: Adapter, message: Any) -> list[str]:
+    """Wire fields that are set and that `decode_request` does not read: what would be lost on the way to another server."""
+    return _unread(message, "", {*adapter.sends.values(), *adapter.also_reads})
+
+
+def _unread(message: Any, prefix: str, known: set[str]) -> list[str]:
+    found = []
+    for field, value in message.ListFields():
+        path = f"{prefix}{field.name}"
+        if path in known:
+            continue
+        inside = f"{path}."
+        if field.message_type is not None and any(one.startswith(inside) for one in known):
+            found += _unread(value, inside, known)
+        else:
+            found.append(path)
+    return found
