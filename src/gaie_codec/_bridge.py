@@ -140,7 +140,11 @@ class _Progress:
         before = self.tally.completion_tokens
         token_ids, entries = self.tally.take(event)
         delta = None
-        prompt = {"prompt_tokens": reader.prompt_tokens, "cached_tokens": reader.cached_tokens, "reasoning_tokens": event.reasoning_tokens}
+        prompt: dict[str, Any] = {
+            "prompt_tokens": reader.prompt_tokens,
+            "cached_tokens": reader.cached_tokens,
+            "reasoning_tokens": event.reasoning_tokens,
+        }
         text = self.text
         if text is not None:
             delta = text.receive_finish(event) if isinstance(event, FinishEvent) else text.receive_tokens(event)
@@ -170,13 +174,14 @@ class _Progress:
 class BridgedResponse:
     """Answers of the outbound server -> the answer that the client expects. The contract is that of `Response`, with `Trailers`."""
 
-    __slots__ = ("_adapter", "_calls", "_choices", "_framed", "_head_sent", "_readers", "_teller", "ended", "error")
+    __slots__ = ("_adapter", "_calls", "_cancelled", "_choices", "_framed", "_head_sent", "_readers", "_teller", "ended", "error")
 
     def __init__(self, bridge: Bridge, call: BridgedCall, *, framed: bool) -> None:
         self._adapter = bridge.inbound
         self._framed = framed
         self._calls = call.calls
         self._head_sent = False
+        self._cancelled: set[int] = set()
         self.ended = False
         self.error: CodecError | None = None
         self._teller = Teller(bridge.inbound.convention, call.inference, sends_text=bridge.inbound.sends_text)
@@ -246,7 +251,8 @@ class BridgedResponse:
         if reader.state is State.CLOSED:
             if all(other.state is State.CLOSED for other in self._readers):
                 return [*outputs, *self._head(), Trailers((("grpc-status", "0"),)), *self._end()]
-            if not reader.eof:
+            if not reader.eof and call not in self._cancelled:
+                self._cancelled.add(call)
                 outputs.append(CancelCall(call))
         return outputs
 

@@ -9,26 +9,35 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ._events import Event, FinishEvent, InferenceRequest, PromptEvent, TokensEvent
+from ._events import Event, FinishEvent, InferenceRequest, PromptEvent, TokenLogprob, TokensEvent
 
 if TYPE_CHECKING:
     from .adapters.base import Convention
 
 
 class _Told:
-    """All that one choice has gained, and whether its end was told."""
+    """All that one choice has gained, and what of it came last."""
 
     __slots__ = ("last", "logprobs", "text", "token_ids")
 
-    def __init__(self) -> None:
+    def __init__(self, index: int) -> None:
         self.token_ids: list[int] = []
-        self.logprobs: tuple = ()  # type: ignore[type-arg]
+        self.logprobs: list[TokenLogprob] = []
         self.text = ""
-        self.last: TokensEvent = TokensEvent()
+        self.last = TokensEvent(index=index)
+
+    def add(self, gained: TokensEvent) -> None:
+        self.token_ids += gained.token_ids
+        self.logprobs += gained.logprobs
+        self.text += gained.text or ""
+        self.last = gained
+
+    def whole(self) -> TokensEvent:
+        return msgspec.structs.replace(self.last, token_ids=self.token_ids[:], text=self.text, logprobs=tuple(self.logprobs))
 
 
 class Teller:
-    """Tells one answer. `streams` is whether the request asked for a stream; else every choice is told once, whole."""
+    """Tells one answer. A request that asks for no stream is told each choice once, whole."""
 
     def __init__(self, convention: Convention, request: InferenceRequest, *, sends_text: bool) -> None:
         self._convention = convention
@@ -36,78 +45,76 @@ class Teller:
         self._request_id = request.request_id
         self._n = request.sampling.n
         self._sends_text = sends_text
+        self._announces = convention.announces_prompt and request.stream
         self._announced = False
         self._told: dict[int, _Told] = {}
+
+    def begin(self, prompt_tokens: int) -> list[Event]:
+        """What comes before all tokens. `gain` and `finish` say it where it was not said."""
+        if self._announced or not self._announces:
+            return []
+        self._announced = True
+        return [PromptEvent(prompt_tokens=prompt_tokens)]
 
     def gain(self, event: TokensEvent) -> list[Event]:
         """New tokens of a choice, as a delta: ids, text and log probabilities that nobody was told before."""
         told = self._add(event)
         if not self._streams:
             return []
-        return [*self._announce(event), self._shaped(event, told)]
+        return [*self.begin(event.prompt_tokens), self._shaped(event, told)]
 
     def finish(self, event: FinishEvent, *, last: TokensEvent | None = None) -> list[Event]:
-        """The end of a choice, `event` without tokens of its own; `last` are tokens that came with it."""
-        told = self._told.setdefault(event.index, _Told())
+        """The end of a choice, `event` without tokens of its own.
+
+        `last` is what the choice gained with its end, and may be empty. None stands for what the last `gain` brought, where the
+        convention repeats that.
+        """
+        told = self._told.setdefault(event.index, _Told(event.index))
         if last is not None:
-            told = self._add(last)
+            told.add(last)
         convention = self._convention
-        events: list[Event] = []
         if not self._streams:
-            return [*self._announce(event, joined=True), self._ended(event, told, whole=True)]
-        events += self._announce(event)
+            return [self._ended(event, told.whole(), told)]
+        events = self.begin(event.prompt_tokens)
+        nothing = TokensEvent(index=event.index)
         if convention.joins_finish:
-            return [*events, self._ended(event, told, whole=convention.is_cumulative, own=last or TokensEvent(index=event.index))]
+            return [*events, self._ended(event, told.whole() if convention.is_cumulative else last or nothing, told)]
         if last is not None and last.token_ids:
             events.append(self._shaped(last, told))
-        repeated = told.last if convention.repeats == "last" else None
-        return [*events, self._ended(event, told, whole=convention.repeats == "all", own=repeated or TokensEvent(index=event.index))]
+        repeated = {"last": told.last, "all": told.whole(), "nothing": nothing}[convention.repeats]
+        return [*events, self._ended(event, repeated, told)]
 
     def _add(self, event: TokensEvent) -> _Told:
-        told = self._told.setdefault(event.index, _Told())
-        told.token_ids += event.token_ids
-        told.logprobs += event.logprobs
-        told.text += event.text or ""
-        told.last = event
+        told = self._told.setdefault(event.index, _Told(event.index))
+        told.add(event)
         return told
-
-    def _announce(self, event: TokensEvent | FinishEvent, *, joined: bool = False) -> list[Event]:
-        if not self._convention.announces_prompt or self._announced:
-            return []
-        self._announced = True
-        # A unary answer says it in the same message.
-        return [] if joined else [PromptEvent(prompt_tokens=event.prompt_tokens)]
 
     def _shaped(self, event: TokensEvent, told: _Told) -> TokensEvent:
         convention = self._convention
-        counted = told.token_ids if convention.counts == "total" else event.token_ids
-        whole = told if convention.is_cumulative else event
+        said = told.whole() if convention.is_cumulative else event
         return msgspec.structs.replace(
             event,
             choice_id=self._choice_id(event.index),
-            token_ids=list(whole.token_ids),
-            text=(whole.text or "") if self._sends_text else None,
-            logprobs=whole.logprobs,
+            token_ids=said.token_ids,
+            text=(said.text or "") if self._sends_text else None,
+            logprobs=said.logprobs,
             is_cumulative=convention.is_cumulative,
-            prompt_tokens=0 if convention.announces_prompt else event.prompt_tokens,
-            completion_tokens=len(counted),
+            prompt_tokens=0 if self._announces else event.prompt_tokens,
+            completion_tokens=len(told.token_ids if convention.counts == "total" else event.token_ids),
         )
 
-    def _ended(self, event: FinishEvent, told: _Told, *, whole: bool, own: TokensEvent | None = None) -> FinishEvent:
+    def _ended(self, event: FinishEvent, said: TokensEvent, told: _Told) -> FinishEvent:
         convention = self._convention
-        token_ids, text, logprobs = told.token_ids, told.text, told.logprobs
-        if not whole and own is not None:
-            token_ids, text, logprobs = own.token_ids, own.text or "", own.logprobs
-        is_total = convention.counts == "total" or convention.joins_finish
+        counts_all = convention.counts == "total" or convention.joins_finish or not self._streams
         return msgspec.structs.replace(
             event,
             choice_id=self._choice_id(event.index),
-            token_ids=list(token_ids),
-            text=text if self._sends_text else None,
-            logprobs=logprobs,
+            token_ids=said.token_ids,
+            text=(said.text or "") if self._sends_text else None,
+            logprobs=said.logprobs,
             is_delta=convention.joins_finish and not convention.is_cumulative,
-            prompt_tokens=0 if convention.announces_prompt and self._streams else event.prompt_tokens,
-            completion_tokens=len(told.token_ids) if is_total or whole else len(token_ids),
+            prompt_tokens=0 if self._announces else event.prompt_tokens,
+            completion_tokens=len(told.token_ids if counts_all else said.token_ids),
         )
 
     def _choice_id(self, index: int) -> str:

@@ -98,11 +98,16 @@ class CallReader:
         self._advance(Input.HEADERS)
 
     def receive_data(self, data: bytes) -> Iterator[bytes]:
-        """The payloads that `data` completes."""
-        return self.frames.receive_data(data)
+        """The payloads that `data` completes; none of a call that is not needed any longer."""
+        for payload in self.frames.receive_data(data):
+            if self.state is State.CLOSED:
+                return
+            yield payload
 
     def receive_message(self, payload: bytes) -> Sequence[Event]:
-        """The events of one message, each in its turn: iterate to the end."""
+        """The events of one message; none of a call that is not needed any longer."""
+        if self.state is State.CLOSED:
+            return ()
         if len(payload) > self.frames.max_message_bytes:
             raise FramingError(f"a message of {len(payload)} bytes is over the limit of {self.frames.max_message_bytes}")
         try:

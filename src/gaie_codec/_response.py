@@ -70,10 +70,11 @@ def encode_json_response(body: bytes, *, status: int = 200, headers: tuple[tuple
 class _Upstream:
     """One of the calls: its reader, and those of the answer's choices that it brings."""
 
-    __slots__ = ("choices", "number", "plain", "prompt", "reader")
+    __slots__ = ("choices", "is_cancelled", "number", "plain", "prompt", "reader")
 
     def __init__(self, number: int, reader: CallReader, choices: list[Choice] | list[TextChoice], prompt: int) -> None:
         self.number = number
+        self.is_cancelled = False
         self.reader = reader
         self.choices = choices
         self.prompt = prompt  # calls for choices of the same prompt share its number
@@ -153,9 +154,11 @@ class Response:
 
     @property
     def state(self) -> State:
-        """Where the response is: of several calls that which is furthest behind, ERROR before all."""
+        """Where the response is: of several calls that which is furthest behind."""
         states = [upstream.reader.state for upstream in self._upstreams]
-        return State.ERROR if State.ERROR in states else min(states, key=lambda state: state.value)
+        if self.ended:  # one call's end may be that of all
+            return State.ERROR if State.ERROR in states else State.CLOSED
+        return min(states, key=lambda state: state.value)
 
     @property
     def usage(self) -> Usage:
@@ -169,7 +172,7 @@ class Response:
         """The response headers, `status` being the HTTP status. A grpc-status among them may be a trailers-only answer."""
         upstream = self._upstream(call)
         upstream.reader.check_open()
-        if self.ended and not headers:
+        if self.ended:
             return ()
         try:
             upstream.reader.receive_headers(headers, status)
@@ -286,19 +289,23 @@ class Response:
 
     def _usage_with(self, completion_tokens: int) -> Usage:
         """Each prompt counts once, however many calls were made for its choices. Until a server tells, it is as long as we made it."""
-        prompts = [len(ids) for ids in self._prompt_token_ids]
-        told = [0] * len(prompts)
-        cached = [0] * len(prompts)
-        reasoning = 0
+        if len(self._upstreams) == 1:
+            reader = self._upstreams[0].reader
+            return Usage(
+                prompt_tokens=reader.prompt_tokens or len(self._prompt_token_ids[0]),
+                completion_tokens=completion_tokens,
+                cached_tokens=reader.cached_tokens,
+                reasoning_tokens=reader.reasoning_tokens,
+            )
+        told = [(0, 0)] * len(self._prompt_token_ids)
         for upstream in self._upstreams:
-            told[upstream.prompt] = max(told[upstream.prompt], upstream.reader.prompt_tokens)
-            cached[upstream.prompt] = max(cached[upstream.prompt], upstream.reader.cached_tokens)
-            reasoning += upstream.reader.reasoning_tokens
+            known, cached = told[upstream.prompt]
+            told[upstream.prompt] = max(known, upstream.reader.prompt_tokens), max(cached, upstream.reader.cached_tokens)
         return Usage(
-            prompt_tokens=sum(known or made for known, made in zip(told, prompts, strict=True)),
+            prompt_tokens=sum(known or len(ids) for (known, _), ids in zip(told, self._prompt_token_ids, strict=True)),
             completion_tokens=completion_tokens,
-            cached_tokens=sum(cached),
-            reasoning_tokens=reasoning,
+            cached_tokens=sum(cached for _, cached in told),
+            reasoning_tokens=sum(upstream.reader.reasoning_tokens for upstream in self._upstreams),
         )
 
     def _close(self, call: int, receive: Any) -> Sequence[Output]:
@@ -321,7 +328,8 @@ class Response:
             parts.append(self._encoder.close(self.usage))
             return self._emit(parts, last=True)
         outputs = self._emit(parts) if parts else ()
-        if is_closed and not upstream.reader.eof:
+        if is_closed and not upstream.reader.eof and not upstream.is_cancelled:
+            upstream.is_cancelled = True
             return (*outputs, CancelCall(upstream.number))
         return outputs
 
@@ -347,9 +355,9 @@ class Response:
 
     def _fail(self, upstream: _Upstream, error: CodecError, parts: list[bytes]) -> Sequence[Output]:
         """End the answer with `error`: after the messages that came before it, in the form that the client can still be told."""
-        upstream.reader.fail(error)
         if self.ended:
             return ()
+        upstream.reader.fail(error)
         self.error = error
         if not self._encoder.streams or not (self._head_sent or any(parts)):
             self.ended = True

@@ -69,7 +69,8 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     path_for: Callable[[InferenceRequest], str]
 
     info_paths: tuple[str, ...]
-    """Paths whose answers `decode_model_info` takes; their requests have no fields. All but the first may be UNIMPLEMENTED."""
+    """Paths whose answers `decode_model_info` takes, as many as there are; their requests have no fields. The first is there in every
+    release."""
 
     tokenizer_path: str | None = None
     """The path of the server's GetTokenizer stream, None where the snapshot has none."""
@@ -141,7 +142,7 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     decode_status: Callable[[Code, str], tuple[Code, str]] | None = None
     """What a status other than OK means, where the server hides another one in it."""
     decode_model_info: Callable[[Mapping[str, Any]], ModelInfo]
-    """Answers by path, at least that of the first path."""
+    """Answers by path; a server may leave some out."""
     encode_model_info: Callable[[ModelInfo], Mapping[str, Message]]
 
     passthrough: Passthrough | None = None

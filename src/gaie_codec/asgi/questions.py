@@ -20,23 +20,23 @@ _SERVING: Final = b"\x08\x01"  # HealthCheckResponse{status: SERVING}
 
 
 async def fetch_model_info(upstream: Upstream, adapter: Adapter, *, timeout_s: float = 5.0) -> ModelInfo:
-    """What the server says of its model. Raises UpstreamStatusError and MalformedMessageError of the first question.
+    """What the server says of its model. Raises UpstreamStatusError and MalformedMessageError of the first question if none is answered.
 
-    What it does not answer beyond that stays unknown: some answers need more than the server was started with (LoRA), some the engine.
+    What it does not answer stays unknown: some answers need more than the server was started with (LoRA), some the engine.
     """
     if not adapter.info_paths:
         await check_health(upstream, adapter, timeout_s=timeout_s)
         return adapter.decode_model_info({})
-    first, *others = adapter.info_paths
-    answers = {first: _decode(adapter, first, await upstream.unary(first, b"", timeout_s=timeout_s))}
-    told = await asyncio.gather(
-        *(upstream.unary(path, b"", timeout_s=min(timeout_s, _OPTIONAL_TIMEOUT_S)) for path in others), return_exceptions=True
-    )
-    for path, answer in zip(others, told, strict=True):
-        if isinstance(answer, bytes):
-            answers[path] = _decode(adapter, path, answer)
-        elif not isinstance(answer, CodecError):
-            raise answer
+
+    async def ask(path: str, limit_s: float) -> Any:
+        return _decode(adapter, path, await upstream.unary(path, b"", timeout_s=limit_s))
+
+    limits_s = [timeout_s] + [min(timeout_s, _OPTIONAL_TIMEOUT_S)] * (len(adapter.info_paths) - 1)
+    told = await asyncio.gather(*map(ask, adapter.info_paths, limits_s), return_exceptions=True)
+    answers = {path: answer for path, answer in zip(adapter.info_paths, told, strict=True) if not isinstance(answer, BaseException)}
+    for fault in told:
+        if isinstance(fault, BaseException) and (not answers or not isinstance(fault, CodecError)):
+            raise fault
     return adapter.decode_model_info(answers)
 
 

@@ -188,7 +188,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         return message
 
     def decode_model_info(answers: Mapping[str, Any]) -> ModelInfo:
-        message, loras = answers[_INFO_PATH], answers.get(_LORA_PATH)
+        message, loras = answers.get(_INFO_PATH, info_type(is_generation=True)), answers.get(_LORA_PATH)
         text = message.default_sampling_params_json if "default_sampling_params_json" in info_fields else ""
         return ModelInfo(
             model_path=message.model_path,
