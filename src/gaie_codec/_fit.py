@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 _REQUEST_DEFAULTS: Final = InferenceRequest(request_id="")
 _SAMPLING_DEFAULTS: Final = SamplingParams()
+_NAMES: Final = {
+    "lora_name": "model",
+    "media": "messages",
+    "prompt_text": "prompt",
+    "prompt_token_ids": "prompt",
+    "data_parallel_rank": "x-data-parallel-rank",
+}
 # What the gateway does with a text that it makes itself, and cannot do with the server's.
 _OF_THE_DETOKENIZER: Final = ("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output")
 
@@ -75,4 +82,4 @@ def _openai_name(name: str) -> str:
     """The request field behind a neutral name, where they differ."""
     if name.startswith("constraint."):
         return "response_format"
-    return {"lora_name": "model", "media": "messages", "prompt_text": "prompt", "prompt_token_ids": "prompt"}.get(name, name)
+    return _NAMES.get(name, name)

@@ -118,7 +118,7 @@ def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] |
     if known is None:
         known = frozenset(fields)
     for name, value in fields.items():
-        if name in _VLLM_FIELDS and name not in known and not _asks_nothing(name, value):
+        if name in _VLLM_FIELDS and name not in known and not _asks_nothing(name, value, fields):
             raise UnsupportedFieldError(f"`{name}` is not known to this model server, which would pass over it", param=name)
     model = asked.model
     name = decode_model(fields, model)
@@ -162,10 +162,11 @@ def _decode_logprobs(kind: str, fields: Mapping[str, Any]) -> int | None:
     return top if bool_field(fields, "logprobs") else None
 
 
-def _asks_nothing(name: str, value: Any) -> bool:
-    if value is None or value in ("", 0, [], {}):  # False too
-        return True
-    return (name in _ON_BY_DEFAULT and value is True) or (name == "truncation_side")
+def _asks_nothing(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
+    if name in _ON_BY_DEFAULT:
+        # Who continues a message gets no generation prompt anyway.
+        return value in (None, True) or (name == "add_generation_prompt" and fields.get("continue_final_message") is True)
+    return value in (None, "", 0, [], {})  # False too
 
 
 def _prompts(prompt: Any) -> int:

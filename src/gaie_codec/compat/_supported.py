@@ -1,0 +1,97 @@
+"""What becomes of every request field at every snapshot: sent as, emulated, done by the gateway, advisory, or refused.
+
+The facts are those by which requests are really treated: the tables of `openai` say what is read at all, `Adapter.sends` and
+`Adapter.emulates` what the wire carries, `Passthrough.fields` what a server reads of JSON that is passed through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Literal
+
+import msgspec
+
+from .. import adapters
+from ..adapters.base import Adapter
+from ..openai import chat, completions
+from ..snapshots import SNAPSHOTS, load
+
+Kind = Literal["sent", "emulated", "several calls", "gateway", "advisory", "refused"]
+
+# Rows whose name is not that of the neutral field. A row with a space is a value of the field before it.
+_NEUTRAL: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "messages": "prompt_token_ids",
+        "messages (image_url, video_url, input_audio)": "media",
+        "prompt": "prompt_token_ids",
+        "model (of a LoRA adapter)": "lora_name",
+        "max_completion_tokens": "max_tokens",
+        "top_logprobs": "logprobs",
+        "response_format (json_object)": "constraint.json_object",
+        "response_format (json_schema)": "constraint.json_schema",
+        "response_format (structural_tag)": "constraint.structural_tag",
+        "structured_outputs (regex)": "constraint.regex",
+        "structured_outputs (choice)": "constraint.choice",
+        "structured_outputs (grammar)": "constraint.grammar",
+        "x-data-parallel-rank (header)": "data_parallel_rank",
+        "traceparent (header)": "trace_headers",
+    }
+)
+_SPLIT: Final = frozenset(("response_format", "structured_outputs"))
+_GATEWAY: Final = frozenset(
+    (
+        "stream_options documents add_generation_prompt continue_final_message add_special_tokens chat_template_kwargs reasoning_effort"
+        " tools tool_choice truncate_prompt_tokens truncation_side"
+    ).split()
+)
+
+FIELDS: Final = tuple(sorted(((chat.READ | completions.READ | chat.REFUSED.keys() | chat.ADVISORY) - _SPLIT) | _NEUTRAL.keys()))
+"""Every request field that the library knows, by its OpenAI name, with a row for each value where values are treated differently."""
+
+
+class Treatment(msgspec.Struct, frozen=True):
+    """What becomes of a field, and how: the wire field, or what is done instead."""
+
+    kind: Kind
+    how: str = ""
+
+
+def treatment(adapter: Adapter, field: str, *, passthrough: bool = False) -> Treatment:
+    """What becomes of one of `FIELDS` on its way to a server of this dialect and snapshot."""
+    name = field.partition(" ")[0]
+    if passthrough and adapter.passthrough is not None:
+        return _passed(adapter, field, name)
+    if field in chat.ADVISORY:
+        return Treatment("advisory")
+    if field in chat.REFUSED:
+        return Treatment("refused", "not supported by the gateway yet")
+    if field in _GATEWAY:
+        return Treatment("gateway")
+    neutral = _NEUTRAL.get(field, field)
+    if neutral in adapter.sends:
+        return Treatment("sent", adapter.sends[neutral])
+    if neutral in adapter.emulates:
+        return Treatment("emulated", adapter.emulates[neutral])
+    return Treatment("several calls", "one for each choice") if neutral == "n" else Treatment("refused")
+
+
+def _passed(adapter: Adapter, field: str, name: str) -> Treatment:
+    way = adapter.passthrough
+    assert way is not None
+    if field.endswith("(header)"):
+        return Treatment("sent", "trace_headers")
+    if name in way.fields["completions" if name == "prompt" else "chat"]:
+        return Treatment("sent", "json_body")
+    return Treatment("advisory") if name in chat.ADVISORY else Treatment("refused")
+
+
+def columns() -> dict[str, tuple[tuple[Adapter, ...], bool]]:
+    """The adapters of every dialect, oldest first and without those that are refused; `sglang.runtime` in both of its modes."""
+    found: dict[str, tuple[tuple[Adapter, ...], bool]] = {}
+    for dialect in adapters.DIALECTS:
+        spoken = tuple(adapters.get(snapshot) for name in SNAPSHOTS[dialect] if not (snapshot := load(dialect, name)).refused)
+        if spoken[-1].passthrough is not None:
+            found[f"{dialect}, passed through"] = (spoken, True)
+        found[dialect] = (spoken, False)
+    return found
