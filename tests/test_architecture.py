@@ -11,7 +11,7 @@ import pytest
 import gaie_codec
 
 LEVELS = {"_errors": 0, "adapters": 2, "openai": 2}
-LEVELS |= dict.fromkeys(("_tally", "_choices", "_text_choice", "_conventions", "_fit", "_grpc_in", "_reader"), 2)
+LEVELS |= dict.fromkeys(("_tally", "_choices", "_text_choice", "_conventions", "_fit", "_grpc_in", "_outputs", "_per_token", "_reader"), 2)
 LEVELS |= dict.fromkeys(("_bridge", "_calls", "_observer", "_response", "_transcoder"), 3)
 LEVELS |= dict.fromkeys(("_events", "_framing", "_sse", "_state", "_metadata", "snapshots", "text"), 1) | {"compat": 2}
 LEVELS |= dict.fromkeys(("asgi", "cli", "probe", "proto", "sim", "testing", "tokenizer_sources"), 4)

@@ -39,7 +39,8 @@ from ._events import (
 )
 from ._framing import FrameDecoder, encode_frame
 from ._observer import ObservedCall, ObservedResponse, Observer
-from ._response import BodyChunk, CancelCall, EndOfBody, Output, Response, ResponseHead, encode_error_response, encode_json_response
+from ._outputs import BodyChunk, CancelCall, EndOfBody, Output, ResponseHead, encode_error_response, encode_json_response
+from ._response import Response
 from ._sse import ServerSentEvent, SSEDecoder
 from ._state import State
 from ._transcoder import Limits, Transcoder

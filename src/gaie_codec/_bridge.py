@@ -21,8 +21,8 @@ from ._fit import fit
 from ._framing import encode_frame
 from ._grpc_in import decode_request, only_message, parse_request, unread
 from ._metadata import Headers, as_mapping, encode_grpc_message
+from ._outputs import BodyChunk, CancelCall, EndOfBody, ResponseHead
 from ._reader import CallReader
-from ._response import BodyChunk, CancelCall, EndOfBody, ResponseHead
 from ._state import State
 from ._tally import Tally
 from ._text_choice import TextChoice

@@ -173,19 +173,19 @@ class Choice(AnyChoice):
             return None
         matcher = self._matcher
         if matcher is None:
-            self.completion_tokens = self._ids = completion_tokens
+            self.completion_tokens = completion_tokens
             return self._detokenizer.decode(token_ids)
         if self._must_end and len(token_ids) > 1:
             return None  # the choice may end amid these
         text = matcher.feed(self._detokenizer.decode(token_ids))
         if matcher.matched is None:
-            self.completion_tokens = self._ids = completion_tokens
+            self.completion_tokens = completion_tokens
             return text
         self._is_busy = True
         if self._must_end:
             self._matched_text = text
             return None
-        self.completion_tokens = self._ids = completion_tokens
+        self.completion_tokens = completion_tokens
         self._held = _Held([text])
         return ""
 

@@ -7,7 +7,7 @@ place in which they first came.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import DecodeError
 
@@ -28,6 +28,8 @@ from ._state import Input, State, next_state
 
 if TYPE_CHECKING:
     from .adapters.base import Adapter
+
+_STREAMING: Final = State.STREAMING  # a global costs half of the enum's attribute, per message
 
 
 class CallReader:
@@ -134,6 +136,9 @@ class CallReader:
 
     def accept(self, event: Event, index: int = 0) -> None:
         """Count the event in; raises OutOfOrderError where it has no place, UpstreamStatusError for an error that it brings."""
+        if isinstance(event, TokensEvent) and self.state is _STREAMING:  # most are
+            self._see_prompt(event)
+            return
         if isinstance(event, ErrorEvent):
             raise UpstreamStatusError(event.code, event.message)
         received = Input.MESSAGE
@@ -151,7 +156,6 @@ class CallReader:
             return
         if isinstance(event, TokensEvent | FinishEvent):
             self._see_prompt(event)
-            self.reasoning_tokens = max(self.reasoning_tokens, event.reasoning_tokens)
         self.state = state
 
     def end_choice(self, index: int) -> None:
@@ -183,8 +187,12 @@ class CallReader:
         self.state = next_state(self.state, Input.STATUS_ERROR) if isinstance(error, UpstreamStatusError) else State.ERROR
 
     def _see_prompt(self, event: PromptEvent | TokensEvent | FinishEvent) -> None:
-        self.prompt_tokens = event.prompt_tokens or self.prompt_tokens
-        self.cached_tokens = max(event.cached_tokens, self.cached_tokens)
+        if event.prompt_tokens:
+            self.prompt_tokens = event.prompt_tokens
+        if event.cached_tokens > self.cached_tokens:
+            self.cached_tokens = event.cached_tokens
+        if not isinstance(event, PromptEvent) and event.reasoning_tokens > self.reasoning_tokens:
+            self.reasoning_tokens = event.reasoning_tokens
 
     def _advance(self, received: Input) -> None:
         state = next_state(self.state, received)

@@ -8,19 +8,17 @@ answer that a client understands.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
-
-import msgspec
-from google.protobuf.message import DecodeError
+from typing import TYPE_CHECKING, Any, Final
 
 from ._choices import Choice, Delta
-from ._errors import Code, CodecError, UnsupportedEndpointError, UsageError
+from ._errors import Code, CodecError, UsageError
 from ._events import BodyEvent, Event, FinishEvent, TokensEvent, Usage
 from ._metadata import Headers
+from ._outputs import BodyChunk, CancelCall, EndOfBody, Output, ResponseHead, encode_error_response, encode_json_response
+from ._per_token import Plain, plain_nothing, plain_text, plain_tokens
 from ._reader import CallReader
 from ._state import State
 from ._text_choice import TextChoice
-from .openai.errors import encode_error
 
 if TYPE_CHECKING:
     from ._calls import Call
@@ -29,57 +27,18 @@ if TYPE_CHECKING:
 _STREAMING: Final = State.STREAMING  # a global costs half of the enum's attribute, per token
 
 
-class ResponseHead(msgspec.Struct, frozen=True):
-    """The HTTP status and headers to send. It comes first, and once."""
-
-    status: int
-    headers: tuple[tuple[str, str], ...]
-
-
-class BodyChunk(msgspec.Struct, frozen=True):
-    """Bytes of the HTTP body to send."""
-
-    data: bytes
-
-
-class EndOfBody(msgspec.Struct, frozen=True):
-    """The body is complete. Nothing follows; a host may cancel upstream calls that are still open."""
-
-
-class CancelCall(msgspec.Struct, frozen=True):
-    """One of several calls is not needed any longer, while others are. It may come before the ResponseHead."""
-
-    call: int
-
-
-Output: TypeAlias = ResponseHead | BodyChunk | EndOfBody | CancelCall
-
-
-def encode_error_response(error: CodecError) -> tuple[Output, ...]:
-    """A whole HTTP answer that reports `error` in OpenAI's form, such as one that `Transcoder.request` raised."""
-    extra = (("allow", error.allow),) if isinstance(error, UnsupportedEndpointError) and error.allow else ()
-    return encode_json_response(encode_error(error), status=error.http_status, headers=extra)
-
-
-def encode_json_response(body: bytes, *, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> tuple[Output, ...]:
-    """A whole HTTP answer with a JSON body."""
-    head = (("content-type", "application/json"), ("content-length", str(len(body))), *headers)
-    return ResponseHead(status, head), BodyChunk(body), EndOfBody()
-
-
 class _Upstream:
     """One of the calls: its reader, and those of the answer's choices that it brings."""
 
     __slots__ = ("choices", "is_cancelled", "number", "plain", "prompt", "reader")
 
-    def __init__(self, number: int, reader: CallReader, choices: list[Choice] | list[TextChoice], prompt: int) -> None:
+    def __init__(self, number: int, reader: CallReader, choices: list[Choice] | list[TextChoice], prompt: int, plain: Plain) -> None:
         self.number = number
         self.is_cancelled = False
         self.reader = reader
         self.choices = choices
         self.prompt = prompt  # calls for choices of the same prompt share its number
-        # Bound once: the per-token path is all attribute look-ups.
-        self.plain: list[Any] = [choice.receive_plain for choice in choices]
+        self.plain = plain
 
 
 class Response:
@@ -92,13 +51,9 @@ class Response:
 
     __slots__ = (
         "_choices",
-        "_decode_text",
-        "_decode_tokens",
-        "_encode_text",
         "_encoder",
         "_head_sent",
         "_is_open",
-        "_is_plain",
         "_prompt_token_ids",
         "_upstreams",
         "_wants_usage",
@@ -112,9 +67,7 @@ class Response:
         self.error: CodecError | None = None
         self.ended = False
         self._head_sent = self._is_open = False
-        self._decode_tokens = adapter.decode_tokens
-        self._decode_text = adapter.decode_text
-        self._is_plain = not encoder.is_detailed and not call.is_passthrough
+        is_plain = not encoder.is_detailed and not call.is_passthrough
         self._encoder = encoder
         self._choices: list[Choice | TextChoice] = []
         self._upstreams: list[_Upstream] = []
@@ -128,8 +81,12 @@ class Response:
             )
             choices: Any = [] if call.is_passthrough else [self._choice(call, upstream, place) for place in range(upstream.choices)]
             self._choices += choices
-            self._upstreams.append(_Upstream(number, reader, choices, upstream.prompt))
-        self._encode_text = encoder.text
+            plain: Plain = plain_nothing
+            if is_plain and adapter.decode_tokens is not None:
+                plain = plain_tokens(reader, choices, encoder.text, upstream.first_index)
+            elif is_plain and adapter.decode_text is not None:
+                plain = plain_text(reader, choices, encoder.text, upstream.first_index)
+            self._upstreams.append(_Upstream(number, reader, choices, upstream.prompt, plain))
         self._wants_usage = encoder.wants_usage
         self._prompt_token_ids = [prompt.prompt_token_ids for prompt in call.prompts]
 
@@ -182,10 +139,14 @@ class Response:
 
     def receive_data(self, data: bytes, *, call: int = 0) -> Sequence[Output]:
         """Bytes of the response body, cut anywhere."""
-        upstream = self._upstream(call)
+        upstream = self._upstream(call) if call else self._upstreams[0]
         reader = upstream.reader
         payload = reader.frames.receive_whole(data)
         if payload is not None:
+            if reader.state is _STREAMING:
+                plain = upstream.plain(payload)
+                if plain is not None:
+                    return (BodyChunk(plain),) if plain else ()
             return self.receive_message(payload, call=call)
         if reader.eof:
             reader.check_open()
@@ -194,7 +155,7 @@ class Response:
         parts: list[bytes] = []
         try:
             for payload in reader.receive_data(data):
-                plain = self._plain(upstream, payload) if reader.state is _STREAMING else None
+                plain = upstream.plain(payload) if reader.state is _STREAMING else None
                 if plain is None:
                     self._message(upstream, payload, parts)
                 else:
@@ -205,10 +166,10 @@ class Response:
 
     def receive_message(self, message: bytes, *, call: int = 0) -> Sequence[Output]:
         """One message without its frame, for hosts whose gRPC library took the frames away."""
-        upstream = self._upstreams[call] if 0 <= call < len(self._upstreams) else self._upstream(call)
+        upstream = self._upstream(call) if call else self._upstreams[0]
         reader = upstream.reader
         if reader.state is _STREAMING:
-            plain = self._plain(upstream, message)
+            plain = upstream.plain(message)
             if plain is not None:
                 return (BodyChunk(plain),) if plain else ()
         if reader.eof:
@@ -239,48 +200,29 @@ class Response:
             raise UsageError(f"call {call} of {len(self._upstreams)}")
         return self._upstreams[call]
 
-    def _plain(self, upstream: _Upstream, payload: bytes) -> bytes | None:
-        """The per-token path: a message in mid-stream that brings nothing but tokens whose text the client gets. Else None."""
-        if not self._is_plain:
-            return None
-        try:
-            message = upstream.reader.parse(payload)
-        except DecodeError:
-            return None
-        if self._decode_tokens is not None:
-            index, token_ids = self._decode_tokens(message)
-            if not token_ids or index >= len(upstream.plain):
-                return None
-            text = upstream.plain[index](token_ids)
-        elif self._decode_text is not None and (piece := self._decode_text(message)) is not None and piece[0] < len(upstream.plain):
-            index = piece[0]
-            text = upstream.plain[index](piece[1], piece[2])
-        else:
-            return None
-        if text:
-            return self._encode_text(upstream.choices[index].index, text)
-        return None if text is None else b""
-
     def _message(self, upstream: _Upstream, payload: bytes, parts: list[bytes]) -> None:
         for event in upstream.reader.receive_message(payload):
             self._event(upstream, event, parts)
 
     def _event(self, upstream: _Upstream, event: Event, parts: list[bytes]) -> None:
         reader = upstream.reader
-        if isinstance(event, BodyEvent):
-            piece = self._encoder.body(event)
+        if isinstance(event, TokensEvent):
+            place = reader.place(event)
+            choice = upstream.choices[place]
+            delta = choice.receive_tokens(event)
+            reader.accept(event, place)
+            if choice.ended_here:
+                reader.end_choice(place)
+        elif isinstance(event, FinishEvent):
+            place = reader.place(event)
+            choice = upstream.choices[place]
+            delta = choice.receive_finish(event)
+            reader.accept(event, place)
+        else:
+            piece = self._encoder.body(event) if isinstance(event, BodyEvent) else b""
             reader.accept(event)
             parts.append(piece)
             return
-        if not isinstance(event, TokensEvent | FinishEvent):
-            reader.accept(event)
-            return
-        place = reader.place(event)
-        choice = upstream.choices[place]
-        delta = choice.receive_tokens(event) if isinstance(event, TokensEvent) else choice.receive_finish(event)
-        reader.accept(event, place)
-        if isinstance(event, TokensEvent) and choice.ended_here:
-            reader.end_choice(place)
         if not self._is_open:
             self._is_open = True
             parts.append(self._encoder.open(range(len(self._choices)), self._prompt_token_ids, self._usage_with(0)))

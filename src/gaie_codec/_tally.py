@@ -24,20 +24,23 @@ class Tally:
         self.finished = False
         self.finish_reason: str | None = None
         self.completion_tokens = 0
-        self._ids = 0  # ids seen; the same as completion_tokens where a server sends them all
+        self._ids = 0  # ids seen, where a server may leave them out
         self._counts = counts
 
     def take(self, event: TokensEvent | FinishEvent) -> tuple[list[int], Sequence[TokenLogprob]]:
         """Count the event; its new ids and log probabilities."""
         token_ids, entries = event.token_ids, event.logprobs
-        is_tokens = isinstance(event, TokensEvent)
+        counts, is_tokens = self._counts, isinstance(event, TokensEvent)
         if event.is_cumulative if isinstance(event, TokensEvent) else not event.is_delta:
-            token_ids = token_ids[self._ids :]
+            token_ids = token_ids[self.completion_tokens if counts == "ids" else self._ids :]
             entries = entries[-len(token_ids) :] if token_ids else ()
+        if counts == "ids":
+            self.completion_tokens += len(token_ids)
+            return token_ids, entries
         self._ids += len(token_ids)
-        if self._ids or self._counts == "ids":
+        if self._ids:
             self.completion_tokens = max(self.completion_tokens, self._ids)
-        elif self._counts == "delta" and is_tokens:
+        elif counts == "delta" and is_tokens:
             self.completion_tokens += event.completion_tokens
         else:
             self.completion_tokens = max(self.completion_tokens, event.completion_tokens)
