@@ -32,8 +32,9 @@ async def ask(channel: grpc.aio.Channel, path: str, message: bytes = b"") -> Asy
 async def connect(channel: grpc.aio.Channel) -> Transcoder:
     """Learn from the server what has to be known of it."""
     adapter = adapters.get(SNAPSHOT)
-    info = SNAPSHOT.method_at(adapter.model_info_path).response
-    model = adapter.decode_model_info(info.FromString(await anext(ask(channel, adapter.model_info_path))))
+    (path,) = adapter.info_paths
+    info = SNAPSHOT.method_at(path).response
+    model = adapter.decode_model_info({path: info.FromString(await anext(ask(channel, path)))})
     archive = TokenizerArchive()
     assert adapter.tokenizer_path is not None  # intree-0.14.0 has none: load_tokenizer("path/to/model") then
     chunk = SNAPSHOT.method_at(adapter.tokenizer_path).response
