@@ -113,8 +113,14 @@ class AnyChoice(Tally):
             return text
         if start is None:
             start = text.find(stop)
-        # Not there: the server's tokenizer differs from ours. Text is kept rather than guessed away.
-        return text if start < 0 else text[: start + len(stop) if self._include_stop else start]
+        if start >= 0:
+            return text[: start + len(stop) if self._include_stop else start]
+        if self._include_stop:
+            return text
+        # Not there as a whole: the server has cut its last tokens, and what was held is the beginning of it; or its tokenizer differs
+        # from ours, and text is kept rather than guessed away.
+        held = next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+        return text[: len(text) - held]
 
     def _logprob_texts(self, token_ids: Sequence[int], entries: Sequence[TokenLogprob]) -> tuple[TextLogprob, ...]:
         """Entries as text. Servers skip entries now and then, so they are aligned by token id, never by position."""

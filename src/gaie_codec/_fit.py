@@ -52,8 +52,8 @@ def fit(adapter: Adapter, request: InferenceRequest, *, drops: bool) -> tuple[In
             )
     if request.sampling.max_tokens is None and adapter.default_max_tokens is not None:
         raise MalformedRequestError(
-            f"this model server would stop after {adapter.default_max_tokens} tokens: send max_tokens, or give the gateway the"
-            " context length",
+            f"this model server would stop after {adapter.default_max_tokens} tokens by itself: send max_tokens, or give the gateway"
+            " the context length",
             param="max_tokens",
         )
     return request, tuple(_openai_name(name) for name in lost)

@@ -79,7 +79,8 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     """The server tells its model's own sampling parameters, so that none told means none."""
 
     health_path: str | None = None
-    """The path of a HealthCheck that is cheap, None where there is none and grpc.health.v1 has to do."""
+    """The path of a HealthCheck that is cheap, None where there is none and grpc.health.v1 has to do. An answer without a field `healthy`
+    says so by its status."""
 
     request_type: type[Message]
     response_type: type[Message]

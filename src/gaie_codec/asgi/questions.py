@@ -78,7 +78,7 @@ async def check_health(upstream: Upstream, adapter: Adapter, *, timeout_s: float
             if error.code is not Code.UNIMPLEMENTED:
                 raise
         else:
-            if not _decode(adapter, path, answer).healthy:
+            if not getattr(_decode(adapter, path, answer), "healthy", True):
                 raise UpstreamStatusError(Code.UNAVAILABLE, "the model server says that it is not healthy")
             return
     try:

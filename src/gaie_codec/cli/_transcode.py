@@ -12,7 +12,7 @@ from google.protobuf import json_format, text_format
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from .. import BodyChunk, CodecError, FrameDecoder, ModelInfo, ResponseHead, Transcoder, UsageError, snapshots
+from .. import BodyChunk, CodecError, FrameDecoder, ModelInfo, Output, ResponseHead, Transcoder, UsageError, snapshots
 from .._framing import ENCODINGS, HEADER_BYTES
 from ..adapters import DIALECTS
 
@@ -39,6 +39,7 @@ def _transcoder_options(command: Any) -> Any:
         click.option("--max-model-len", type=click.IntRange(min=1), help="Context length in tokens.  [default: the model's own]"),
         click.option("--unsupported", type=click.Choice(("reject", "drop")), default="reject", show_default=True),
         click.option("--stop-holdback", type=click.Choice(("prefix", "window")), default="prefix", show_default=True),
+        click.option("--passthrough/--no-passthrough", default=True, show_default=True, help="Whether OpenAI JSON goes out as it is."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -62,20 +63,23 @@ def transcode() -> None:
 )
 @_file
 def request(output: str, request_id: str, path: str, file: Any, **options: Any) -> None:
-    """OpenAI JSON in FILE -> the gRPC request."""
+    """OpenAI JSON in FILE -> the gRPC request. One after the other where it takes several calls."""
     transcoder = _make_transcoder(**options)
     call = transcoder.request("POST", path, (), file.read(), request_id=request_id)
     for name in call.dropped:
         click.echo(f"gaie-codec: {name} has no effect on this model server", err=True)
-    message = transcoder.adapter.request_type.FromString(call.message)
-    if output in ("frame", "message"):
-        _write(call.frame if output == "frame" else call.message)
-    elif output == "hex":
-        click.echo(call.frame.hex())
-    elif output == "textproto":
-        click.echo(text_format.MessageToString(message), nl=False)
-    else:
-        click.echo(json.dumps(_as_dict(message), indent=2, ensure_ascii=False))
+    if output == "message" and len(call.calls) > 1:
+        raise UsageError(f"the request takes {len(call.calls)} calls, and bare messages in one file cannot be told apart; use frame")
+    for one in call.calls:
+        message = transcoder.adapter.snapshot.method_at(one.path).request.FromString(one.message)
+        if output in ("frame", "message"):
+            _write(one.frame if output == "frame" else one.message)
+        elif output == "hex":
+            click.echo(one.frame.hex())
+        elif output == "textproto":
+            click.echo(text_format.MessageToString(message), nl=False)
+        else:
+            click.echo(json.dumps(_as_dict(message), indent=2, ensure_ascii=False))
 
 
 @transcode.command()
@@ -88,7 +92,7 @@ def request(output: str, request_id: str, path: str, file: Any, **options: Any) 
 @click.option("--grpc-status", type=click.IntRange(min=0), default=0, show_default=True, help="grpc-status of the trailers.")
 @click.option("--grpc-message", default="", help="grpc-message of the trailers, percent-encoded.")
 @click.option("-i", "--include", is_flag=True, help="Show the HTTP status and headers too.")
-@_file
+@click.argument("files", type=click.File("rb"), nargs=-1, required=True)
 def response(
     path: str,
     request_file: Any,
@@ -99,22 +103,25 @@ def response(
     grpc_status: int,
     grpc_message: str,
     include: bool,
-    file: Any,
+    files: Sequence[Any],
     **options: Any,
 ) -> None:
-    """Framed gRPC response bytes in FILE -> SSE or JSON, just as a client would get it.
+    """Framed gRPC response bytes in FILE -> SSE or JSON, just as a client would get it. A request that takes several calls has a FILE for
+    each, in their order.
 
     The exit status is 2 when the bytes themselves are wrong. A status in the trailers, or a missing finish, is an answer like any other.
     """
     transcoder = _make_transcoder(**options)
-    data = _read(file, input_form)
     call = transcoder.request("POST", path, (), request_file.read(), request_id="0")
+    bodies = [_read(file, input_form) for file in files]
+    if len(bodies) != len(call.calls):
+        raise UsageError(f"this request takes {len(call.calls)} calls, and there are responses to {len(bodies)}")
     reader = call.response(id=response_id, created=created)
-    outputs = [
-        *reader.receive_headers([("content-type", "application/grpc"), ("grpc-encoding", grpc_encoding)]),
-        *reader.receive_data(data),
-        *reader.receive_trailers([("grpc-status", str(grpc_status)), ("grpc-message", grpc_message)]),
-    ]
+    outputs: list[Output] = []
+    for number, data in enumerate(bodies):
+        outputs += reader.receive_headers([("content-type", "application/grpc"), ("grpc-encoding", grpc_encoding)], call=number)
+        outputs += reader.receive_data(data, call=number)
+        outputs += reader.receive_trailers([("grpc-status", str(grpc_status)), ("grpc-message", grpc_message)], call=number)
     for out in outputs:
         if isinstance(out, ResponseHead):
             if include:
@@ -126,7 +133,12 @@ def response(
     if reader.error is None:
         return
     # The client got its error. Whoever debugs wants to know where the bytes are wrong.
-    faults = [frame["error"] for frame in _frames(data, transcoder.adapter.response_type, grpc_encoding) if "error" in frame]
+    faults = [
+        frame["error"]
+        for one, data in zip(call.calls, bodies, strict=True)
+        for frame in _frames(data, transcoder.adapter.snapshot.method_at(one.path).response, grpc_encoding)
+        if "error" in frame
+    ]
     sys.stdout.flush()
     if faults:
         raise UsageError(faults[0])
@@ -158,14 +170,12 @@ def decode(dialect: str, snapshot: str | None, method: str, direction: str, inpu
         raise UsageError(fault)
 
 
-def _make_transcoder(
-    *, dialect: str, snapshot: str | None, tokenizer: str, max_model_len: int | None, unsupported: Any, stop_holdback: Any
-) -> Transcoder:
+def _make_transcoder(*, tokenizer: str, max_model_len: int | None, **options: Any) -> Transcoder:
     from ..tokenizer_sources import load_tokenizer  # needs the extra `tokenizers`, which `decode` does without
 
     loaded = load_tokenizer(tokenizer)
     model = ModelInfo(max_model_len=max_model_len or loaded.max_model_len or 0, vocab_size=loaded.vocab_size)
-    return Transcoder(dialect, snapshot=snapshot, tokenizer=loaded, model=model, unsupported=unsupported, stop_holdback=stop_holdback)
+    return Transcoder(tokenizer=loaded, model=model, **options)
 
 
 def _read(file: Any, input_form: str) -> bytes:
