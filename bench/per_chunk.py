@@ -17,11 +17,14 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers.decoders import DecodeStream
 
 from gaie_codec import Call, EndOfBody, ModelInfo, TokensEvent, Transcoder, encode_frame
+from gaie_codec._conventions import Teller
 from gaie_codec._events import FinishEvent
+from gaie_codec.adapters import DIALECTS
 from gaie_codec.tokenizer_sources import load_tokenizer
 
 TOKENS = 2000
 ROUNDS = 25
+CUMULATIVE_TOKENS = 200
 FLOOR = "floor: parse + DecodeStream.step + JSON of one string"
 TEXT = "The quick brown fox jumps over the lazy dog, and then it rests for a while in the shade of an old tree. "
 
@@ -37,8 +40,49 @@ def measure(works: dict[str, Callable[[], object]], count: int) -> dict[str, lis
     return times
 
 
+def show(times: dict[str, list[float]], floor: str) -> None:
+    """One line for each work: nanoseconds, and the ratio to the floor."""
+    for name, rounds in times.items():
+        ratio = statistics.median(mine / floors for mine, floors in zip(rounds, times[floor], strict=True))
+        print(f"{name:56s} {statistics.median(rounds):7.0f} ns   {ratio:4.2f}")
+
+
+def every_dialect() -> None:
+    """`receive_message` of each dialect as its servers speak, against the parse of its messages and the JSON of one string.
+
+    Cumulative answers are short here: a message that repeats everything costs as much as it is long.
+    """
+    tokenizer = load_tokenizer("builtin")
+    ids = (tokenizer.encode(TEXT, add_special_tokens=False) * CUMULATIVE_TOKENS)[:CUMULATIVE_TOKENS]
+    body = json.dumps({"model": "", "messages": [{"role": "user", "content": "hi"}], "stream": True, "temperature": 1}).encode()
+    for dialect in DIALECTS:
+        transcoder = Transcoder(dialect, tokenizer=tokenizer, model=ModelInfo(max_model_len=1 << 20), passthrough=False)
+        adapter = transcoder.adapter
+        call = transcoder.request("POST", "/v1/chat/completions", (), body, request_id="bench")
+        teller = Teller(adapter.convention, call.inference, sends_text=adapter.sends_text)
+        detokenizer = tokenizer.detokenizer(())
+        gained = [TokensEvent(token_ids=[token_id], text=detokenizer.decode((token_id,)), prompt_tokens=9) for token_id in ids]
+        events = [event for one in gained for event in teller.gain(one)]
+        payloads = [adapter.encode_response(event).SerializeToString() for event in events]
+        parse = adapter.response_type.FromString
+
+        def floor(payloads: list[bytes] = payloads, parse: Callable[[bytes], object] = parse) -> None:
+            for payload in payloads:
+                parse(payload)
+                msgspec.json.encode("text")
+
+        def stream(payloads: list[bytes] = payloads, call: Call = call) -> None:
+            response = call.response(created=0)
+            response.receive_headers()
+            for payload in payloads:
+                response.receive_message(payload)
+            assert response.error is None
+
+        show(measure({f"{dialect}: parse + JSON": floor, f"{dialect}: receive_message": stream}, len(payloads)), f"{dialect}: parse + JSON")
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     tokenizer = load_tokenizer("builtin")
     raw = RawTokenizer.from_str((resources.files("gaie_codec") / "_builtin_tokenizer" / "tokenizer.json").read_text())
     ids = (tokenizer.encode(TEXT, add_special_tokens=False) * TOKENS)[:TOKENS]
@@ -102,9 +146,8 @@ def main() -> None:
         },
         TOKENS,
     )
-    for name, rounds in times.items():
-        ratio = statistics.median(mine / floors for mine, floors in zip(rounds, times[FLOOR], strict=True))
-        print(f"{name:56s} {statistics.median(rounds):7.0f} ns   {ratio:4.2f}")
+    show(times, FLOOR)
+    every_dialect()
 
 
 if __name__ == "__main__":

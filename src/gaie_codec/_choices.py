@@ -170,7 +170,7 @@ class Choice(AnyChoice):
         self._must_end = self._matcher is not None and not adapter.ends_at_stop_strings
         self._matched_text: str | None = None  # of the token just taken by `receive_plain`, which completed a stop string
         # Is there more to do than to decode and match?
-        self._is_busy = self._logprobs is not None or (self._matcher is not None and self._min_tokens > 0) or adapter.counts != "ids"
+        self._is_busy = self._logprobs is not None or (self._matcher is not None and self._min_tokens > 0)
 
     def receive_plain(self, token_ids: list[int]) -> str | None:
         """The per-token path: the text of ids when the client gets nothing but text. None where `receive_tokens` has to decide."""
@@ -194,6 +194,14 @@ class Choice(AnyChoice):
         self.completion_tokens = completion_tokens
         self._held = _Held([text])
         return ""
+
+    def receive_plain_total(self, token_ids: list[int]) -> str | None:
+        """Likewise for the ids of all messages so far."""
+        new = token_ids[self._ids :]
+        text = self.receive_plain(new) if new else None
+        if text is not None:
+            self._ids += len(new)
+        return text
 
     def receive_tokens(self, event: TokensEvent) -> Delta | None:
         """What the client may see now; None when that is nothing new. Raises OutOfOrderError after the finish."""

@@ -24,7 +24,8 @@ def plain_nothing(_: bytes) -> None:
 def plain_tokens(reader: CallReader, choices: Sequence[Choice], encode: Callable[[int, str], bytes], first_index: int) -> Plain:
     """For a server that sends ids. Locals of a closure are what costs least, per token."""
     parse, decode = reader.parse, reader.adapter.decode_tokens
-    receive = [choice.receive_plain for choice in choices]
+    is_cumulative = reader.adapter.convention.is_cumulative
+    receive = [choice.receive_plain_total if is_cumulative else choice.receive_plain for choice in choices]
     count = len(receive)
     assert decode is not None
 

@@ -82,7 +82,9 @@ class Response:
             choices: Any = [] if call.is_passthrough else [self._choice(call, upstream, place) for place in range(upstream.choices)]
             self._choices += choices
             plain: Plain = plain_nothing
-            if is_plain and adapter.decode_tokens is not None:
+            if upstream.choices > 1 and adapter.convention.names_choices:
+                pass  # which one a message is about takes a look at all of it
+            elif is_plain and adapter.decode_tokens is not None:
                 plain = plain_tokens(reader, choices, encoder.text, upstream.first_index)
             elif is_plain and adapter.decode_text is not None:
                 plain = plain_text(reader, choices, encoder.text, upstream.first_index)

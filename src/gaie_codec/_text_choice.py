@@ -20,7 +20,7 @@ class TextChoice(AnyChoice):
     out as it comes.
     """
 
-    __slots__ = ("_emitted", "_is_plain", "_seen")
+    __slots__ = ("_emitted", "_is_cumulative", "_is_plain", "_seen")
 
     def __init__(
         self,
@@ -35,13 +35,21 @@ class TextChoice(AnyChoice):
         super().__init__(index, request, tokenizer, adapter, eos_token_ids, stop_holdback)
         self._seen = 0  # characters of cumulative text
         self._emitted = 0  # characters that the client has
-        self._is_plain = self._matcher is None and self._logprobs is None
+        self._is_cumulative = adapter.convention.is_cumulative
+        self._is_plain = self._logprobs is None
 
     def receive_plain(self, text: str, tokens: int) -> str | None:
-        """The per-token path, for a server that sends pieces and counts each. None where `receive_tokens` has to decide."""
+        """The per-token path: the piece and its tokens, or all text and tokens so far. None where `receive_tokens` has to decide."""
         if not self._is_plain or self.finished:
             return None
-        self.completion_tokens += tokens
+        if self._is_cumulative:
+            text, self._seen = text[self._seen :], max(len(text), self._seen)
+            self.completion_tokens = max(tokens, self.completion_tokens)
+        else:
+            self.completion_tokens += tokens
+        if self._matcher is not None:
+            text = self._matcher.feed(text)
+        self._emitted += len(text)
         return text
 
     def receive_tokens(self, event: TokensEvent) -> Delta | None:

@@ -135,10 +135,11 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     decode_response: Callable[[Any], Sequence[Event]]
     """One message to its events, none for a message that says nothing."""
     decode_tokens: Callable[[Any], tuple[int, list[int]]] | None = None
-    """The per-token path where the server sends ids: index and ids of a message that brings tokens, no ids for any other. The rest of
-    it is not looked at."""
+    """The per-token path where the server sends ids: index and ids, of the message or of the choice so far as `convention` has it; no
+    ids for a message that brings no tokens, or more than them. The rest of it is not looked at."""
     decode_text: Callable[[Any], tuple[int, str, int] | None] | None = None
-    """The per-token path where the server sends pieces of text: index, text and number of tokens; None for a message that says more."""
+    """The per-token path where the server sends text: index, text and number of tokens, of the message or of the choice so far as
+    `convention` has it; None for a message that says more."""
     encode_response: Callable[[Event], Message]
     decode_status: Callable[[Code, str], tuple[Code, str]] | None = None
     """What a status other than OK means, where the server hides another one in it."""

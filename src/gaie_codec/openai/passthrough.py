@@ -58,6 +58,7 @@ _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     }
 )
 _GENERATES: Final = ("chat", "completions")
+_MAX_STOP_STRINGS: Final = 32  # SGLang's own limit
 _PREFIXES: Final = MappingProxyType({"chat": chat.ID_PREFIX, "completions": completions.ID_PREFIX})
 # What vLLM's endpoints know, and therefore clients may send in good faith.
 _VLLM_FIELDS: Final = chat.READ | chat.REFUSED.keys() | completions.READ | completions.REFUSED.keys()
@@ -133,6 +134,7 @@ def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] |
             vocab_size=model.vocab_size,
             max_tokens=int_field(fields, "max_tokens") if wanted is None else wanted,
             logprobs=_decode_logprobs(kind, fields),
+            max_stop_strings=_MAX_STOP_STRINGS,
         )
     if kind == "chat":
         decode_messages(fields["messages"], accepts_content_parts=True, accepts_media=True)

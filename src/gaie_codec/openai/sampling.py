@@ -38,6 +38,7 @@ def decode_sampling(
     vocab_size: int,
     max_tokens: int | None,
     logprobs: int | None,
+    max_stop_strings: int = MAX_STOP_STRINGS,
 ) -> SamplingParams:
     """The sampling parameters of a request. `max_tokens` and `logprobs` differ by endpoint and come decoded.
 
@@ -103,7 +104,7 @@ def decode_sampling(
         repetition_penalty=repetition_penalty,
         max_tokens=max_tokens,
         min_tokens=min_tokens,
-        stop=_decode_stop(body.get("stop")),
+        stop=_decode_stop(body.get("stop"), max_stop_strings),
         stop_token_ids=_token_ids(body, "stop_token_ids", vocab_size),
         skip_special_tokens=bool_field(body, "skip_special_tokens", True),
         spaces_between_special_tokens=bool_field(body, "spaces_between_special_tokens", True),
@@ -130,7 +131,7 @@ def _number(body: Mapping[str, Any], defaults: Mapping[str, Any], name: str, def
     return default if value is None else value
 
 
-def _decode_stop(value: Any) -> tuple[str, ...]:
+def _decode_stop(value: Any, most: int) -> tuple[str, ...]:
     if value is None:
         return ()
     stops = [value] if isinstance(value, str) else value
@@ -139,8 +140,8 @@ def _decode_stop(value: Any) -> tuple[str, ...]:
     for place, stop in enumerate(stops):
         if not isinstance(stop, str):
             raise type_error(f"stop.{place}", "string_type", "Input should be a valid string")
-    if len(stops) > MAX_STOP_STRINGS:
-        raise type_error("stop", "too_long", f"List should have at most {MAX_STOP_STRINGS} items after validation, not {len(stops)}")
+    if len(stops) > most:
+        raise type_error("stop", "too_long", f"List should have at most {most} items after validation, not {len(stops)}")
     if "" in stops:
         raise range_error("stop", "stop cannot contain an empty string.")
     return tuple(stops)

@@ -226,6 +226,13 @@ def adapter(snapshot: Snapshot) -> Adapter:
         kind = meta.finish_reason.unknown if reason == "unknown" else reason
         return (FinishEvent(**said, finish_reason=kind or "stop", matched_stop=_decode_matched(meta.finish_reason.stop.matched)),)
 
+    def decode_text(message: Any) -> tuple[int, str, int] | None:
+        if message.WhichOneof("item") != "frame":
+            return None
+        frame = message.frame
+        meta = frame.meta_info
+        return None if meta.HasField("finish_reason") else (frame.index, frame.text, meta.completion_tokens)
+
     def encode_response(event: Event) -> Any:
         message = response_type()
         if isinstance(event, ErrorEvent):
@@ -315,6 +322,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         decode_request=decode_request,
         encode_metadata=trace_metadata,
         decode_response=decode_response,
+        decode_text=decode_text,
         encode_response=encode_response,
         decode_model_info=decode_model_info,
         encode_model_info=encode_model_info,

@@ -227,6 +227,11 @@ def adapter(snapshot: Snapshot) -> Adapter:
             ),
         )
 
+    def decode_tokens(message: Any) -> tuple[int, list[int]]:
+        meta, token_ids = message.meta_info, message.output_ids[:]
+        is_plain = meta["finish_reason"] == "null" and meta["completion_tokens"] == str(len(token_ids))
+        return 0, token_ids if is_plain else []
+
     def encode_response(event: Event) -> Any:
         if not isinstance(event, TokensEvent | FinishEvent):
             raise UsageError(f"{SERVICE} has no message for a {type(event).__name__}")
@@ -310,6 +315,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         decode_request=decode_request,
         encode_metadata=lambda _: (),
         decode_response=decode_response,
+        decode_tokens=decode_tokens,
         encode_response=encode_response,
         decode_status=_decode_status,
         decode_model_info=decode_model_info,
