@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-oldest lint format bench fuzz published data clean help
+.PHONY: demo test test-oldest lint format bench fuzz engines published data clean help
 
 help:
 	@echo "make demo    run the main job: a real OpenAI client through serve and a simulated model server"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint    ruff and mypy alone"
 	@echo "make fuzz    random bytes at every public door, bounded (FUZZ_SECONDS=20 each)"
 	@echo "make test-oldest   the tests, with the oldest dependencies that pyproject.toml allows"
+	@echo "make engines   the real front ends of vLLM, SGLang and smg with fake engines behind (ENGINES='vllm-native:0.33.0 ...')"
 	@echo "make bench   cost per streamed token, as a ratio to the floor"
 	@echo "make published   compare the vendored protos with the published packages"
 	@echo "make data    regenerate run-time data from proto_vendor/"
@@ -42,6 +43,10 @@ format: $(STAMP)
 FUZZ_SECONDS ?= 20
 fuzz: $(STAMP)
 	for target in fuzz/fuzz_*.py; do $(BIN)/python $$target --seconds $(FUZZ_SECONDS) || exit 1; done
+
+# Downloads them once, about 500 MB in all, to ~/.cache/gaie-codec-engines: tests/engines/README.md.
+engines: $(STAMP)
+	ENGINES="$(ENGINES)" $(BIN)/python -m pytest tests/engines
 
 # Downloads every vendored smg-grpc-proto release and compares its descriptors with ours.
 published: $(STAMP)

@@ -138,12 +138,19 @@ def plan(adapter: Adapter, prompts: Sequence[InferenceRequest]) -> tuple[Upstrea
         n = prompt.sampling.n
         first = number * n
         if n == 1 or "n" in adapter.carries:
-            is_streamed = prompt.stream or (n > 1 and adapter.streams_several)
+            is_streamed = _must_stream(adapter, prompt)
             asked = prompt if is_streamed == prompt.stream else msgspec.structs.replace(prompt, stream=is_streamed)
             calls.append(_encode(adapter, asked, choices=n, first_index=first, prompt=number))
         else:
-            calls += [_encode(adapter, _one_of(prompt, place), first_index=first + place, prompt=number) for place in range(n)]
+            asked = msgspec.structs.replace(prompt, stream=_must_stream(adapter, prompt))
+            calls += [_encode(adapter, _one_of(asked, place), first_index=first + place, prompt=number) for place in range(n)]
     return tuple(calls)
+
+
+def _must_stream(adapter: Adapter, request: InferenceRequest) -> bool:
+    """Whether to ask for a stream, be the client's answer one or not: where choices need it, and to end a call at a stop string."""
+    ends_here = bool(request.sampling.stop) and not adapter.ends_at_stop_strings
+    return request.stream or ends_here or (request.sampling.n > 1 and adapter.streams_several)
 
 
 def _one_of(request: InferenceRequest, place: int) -> InferenceRequest:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Tally:
     """One of n choices. `completion_tokens` are those so far, each counted once."""
 
-    __slots__ = ("_counts", "_ids", "completion_tokens", "finish_reason", "finished", "index")
+    __slots__ = ("_counts", "_entries", "_ids", "completion_tokens", "finish_reason", "finished", "index")
 
     def __init__(self, index: int, counts: Literal["ids", "delta", "total"]) -> None:
         self.index = index
@@ -25,6 +25,7 @@ class Tally:
         self.finish_reason: str | None = None
         self.completion_tokens = 0
         self._ids = 0  # ids seen, where a server may leave them out
+        self._entries = 0  # log probabilities seen
         self._counts = counts
 
     def take(self, event: TokensEvent | FinishEvent) -> tuple[list[int], Sequence[TokenLogprob]]:
@@ -33,12 +34,15 @@ class Tally:
         counts, is_tokens = self._counts, isinstance(event, TokensEvent)
         if event.is_cumulative if isinstance(event, TokensEvent) else not event.is_delta:
             token_ids = token_ids[self.completion_tokens if counts == "ids" else self._ids :]
-            entries = entries[-len(token_ids) :] if token_ids else ()
+            entries = entries[self._entries :]
+        self._entries += len(entries)
         if counts == "ids":
             self.completion_tokens += len(token_ids)
             return token_ids, entries
         self._ids += len(token_ids)
-        if self._ids:
+        if counts == "total":
+            self.completion_tokens = max(self.completion_tokens, self._ids, event.completion_tokens)
+        elif self._ids:
             self.completion_tokens = max(self.completion_tokens, self._ids)
         elif counts == "delta" and is_tokens:
             self.completion_tokens += event.completion_tokens

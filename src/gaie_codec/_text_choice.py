@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 class TextChoice(AnyChoice):
     """Progress of one of n choices whose text the server makes.
 
-    Text that the server may still shorten passes the stop matcher, so that no part of a stop string leaves; text that is final goes
-    out as it comes.
+    Text that the server may still shorten, or in which it looks for no stop strings, passes the stop matcher, so that no part of a stop
+    string leaves; text that is final goes out as it comes.
     """
 
-    __slots__ = ("_emitted", "_is_cumulative", "_is_plain", "_seen")
+    __slots__ = ("_echoes_prompt", "_emitted", "_is_cumulative", "_is_plain", "_min_tokens", "_must_end", "_seen")
 
     def __init__(
         self,
@@ -36,7 +36,10 @@ class TextChoice(AnyChoice):
         self._seen = 0  # characters of cumulative text
         self._emitted = 0  # characters that the client has
         self._is_cumulative = adapter.convention.is_cumulative
-        self._is_plain = self._logprobs is None
+        self._echoes_prompt = adapter.echoes_prompt
+        self._must_end = self._matcher is not None and not adapter.ends_at_stop_strings
+        self._min_tokens = request.sampling.min_tokens if self._must_end else 0
+        self._is_plain = self._logprobs is None and not self._must_end
 
     def receive_plain(self, text: str, tokens: int) -> str | None:
         """The per-token path: the piece and its tokens, or all text and tokens so far. None where `receive_tokens` has to decide."""
@@ -54,27 +57,40 @@ class TextChoice(AnyChoice):
 
     def receive_tokens(self, event: TokensEvent) -> Delta | None:
         """What the client may see now; None when that is nothing new. Raises OutOfOrderError after the finish."""
+        if self.ended_here:
+            return None
         if self.finished:
             raise OutOfOrderError(f"tokens for choice {self.index} after its finish")
         token_ids, entries = self.take(event)
         text = self._new_text(event.text or "", is_cumulative=event.is_cumulative)
-        if self._matcher is not None:
-            text = self._matcher.feed(text)
+        matcher = self._matcher
+        if matcher is not None:
+            text = matcher.feed(text, check=self.completion_tokens > self._min_tokens)
         self._emitted += len(text)
         logprobs = self._logprob_texts(token_ids, entries)
+        if matcher is not None and self._must_end and matcher.matched is not None:
+            self.finished = self.ended_here = True
+            self.finish_reason = "stop"
+            return Delta(self.index, text + self._release(matcher, matcher.matched), token_ids, logprobs, "stop", matcher.matched)
         return Delta(self.index, text, token_ids, logprobs) if text or token_ids else None
 
-    def receive_finish(self, event: FinishEvent) -> Delta:
-        """The last delta. Raises OutOfOrderError on a second finish, UpstreamStatusError when the server gave up on the choice."""
+    def receive_finish(self, event: FinishEvent) -> Delta | None:
+        """The last delta; None when the choice had ended here already. Raises OutOfOrderError on a second finish, UpstreamStatusError
+        when the server gave up on the choice."""
+        if self.ended_here:
+            return None
         reason, matched = self._begin_finish(event)
         self.finished = True
         token_ids, entries = self.take(event)
         whole = None if event.is_delta else event.text
         is_shortened = whole is not None and len(whole) < self._seen
         text = "" if is_shortened else self._new_text(event.text or "", is_cumulative=whole is not None)
+        ended_at_once = reason == "stop" and not isinstance(matched, str) and self.completion_tokens == 1
+        if self._echoes_prompt and ended_at_once and not (self._include_stop and matched is not None):
+            text = ""
         stop_text = matched if isinstance(matched, str) else None
         if self._matcher is not None:
-            text = self._matcher.feed(text)
+            text = self._matcher.feed(text, check=self.completion_tokens > self._min_tokens)
             if stop_text is None and self._matcher.matched is not None:
                 reason, matched, stop_text = "stop", None, self._matcher.matched
             held = self._release(self._matcher, stop_text)

@@ -114,6 +114,9 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     ends_at_stop_strings: bool = True
     """The server knows stop strings. Else the gateway ends the choice."""
 
+    echoes_prompt: bool = False
+    """The text of an answer that ends with its first token is the prompt's, by a mistake of the server."""
+
     names_eos: bool = False
     """An end by EOS has `matched_stop` set to the EOS id."""
 

@@ -224,7 +224,11 @@ def adapter(snapshot: Snapshot) -> Adapter:
         if reason == "abort":
             return _decode_abort(meta.finish_reason.abort, said)
         kind = meta.finish_reason.unknown if reason == "unknown" else reason
-        return (FinishEvent(**said, finish_reason=kind or "stop", matched_stop=_decode_matched(meta.finish_reason.stop.matched)),)
+        matched = _decode_matched(meta.finish_reason.stop.matched)
+        # 0.5.22 leaves the token that ended the choice out of the ids, and counts it.
+        if isinstance(matched, int) and meta.completion_tokens == len(said["token_ids"]) + 1:
+            said["token_ids"].append(matched)
+        return (FinishEvent(**said, finish_reason=kind or "stop", matched_stop=matched),)
 
     def decode_text(message: Any) -> tuple[int, str, int] | None:
         if message.WhichOneof("item") != "frame":

@@ -81,6 +81,8 @@ _EMULATED = {
 _ALSO_READ = frozenset(
     (
         "sampling.num_sequences",
+        "stopping.stop_strings",
+        "stopping.include_stop_strings",
         "response.output_text",
         "response.output_candidates",
         "response.prompt_logprobs",
@@ -108,10 +110,18 @@ def adapter(snapshot: Snapshot) -> Adapter:
     has_multimodal = has_control and snapshot.has_field("ModelInfo", "supports_multimodal")
     has_presence = snapshot.message("RandomSampling").DESCRIPTOR.fields_by_name["top_k"].has_presence
     has_cached_tokens = snapshot.has_field("FinishInfo", "num_cached_tokens")
+    # Seen in 0.22.1 to 0.25.1: an answer without text of its own comes with the text of the prompt.
+    echoes_prompt = snapshot.name == "0.25.1"
     has_media_uuid = has_path(request_type, "media.uuid")
+    # The schema of 0.22 to 0.25. A stop string and a character of several tokens end the process of 0.22, and no release of these can be
+    # told from another by its schema.
+    is_first = not snapshot.has_field("FinishInfo", "ec_transfer_params")
     sends = existing(request_type, _FIELDS)
+    if is_first:
+        del sends["stop"]
     # The metadata is read since 0.28.0, the release that brought session_id.
     emulates = _EMULATED | ({"data_parallel_rank": f"metadata {_RANK}"} if "session_id" in sends else {})
+    emulates |= {"stop": "matched by the gateway, which then ends the call"} if is_first else {}
 
     def encode_request(request: InferenceRequest) -> Any:
         message = request_type()
@@ -125,12 +135,12 @@ def adapter(snapshot: Snapshot) -> Adapter:
         message.temperature = 1.0 if params.temperature is None else params.temperature
         encode_random(params, message.sampling)
         _encode_decoding(params, message.decoding)
-        _encode_stopping(params, message.stopping)
+        _encode_stopping(params, message.stopping, sends_strings=not is_first)
         encode_response_options(request, message.response)
         if request.cache_salt:
             message.kv.cache_salt = request.cache_salt
         if request.kv_transfer_params:
-            message.kv.kv_transfer_params.update(_doubles(msgspec.json.decode(request.kv_transfer_params)))
+            _encode_struct(_doubles(msgspec.json.decode(request.kv_transfer_params)), message.kv.kv_transfer_params)
         message.priority = request.priority
         if request.session_id:
             message.session_id = request.session_id
@@ -225,10 +235,11 @@ def adapter(snapshot: Snapshot) -> Adapter:
     def decode_finish(output: Any) -> FinishEvent:
         info = output.finish_info
         which = info.WhichOneof("stop_reason")
+        is_empty = info.num_output_tokens <= (which in ("eos_token_id", "stop_token_id"))
         return FinishEvent(
             index=output.index,
             token_ids=output.token_ids[:],
-            text=output.text,
+            text="" if is_empty and echoes_prompt else output.text,
             logprobs=_decode_logprobs(output) if output.logprobs else (),
             is_delta=True,
             finish_reason=_REASONS[info.finish_reason] if info.finish_reason < len(_REASONS) else "stop",
@@ -278,7 +289,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         if has_cached_tokens:
             info.num_cached_tokens = event.cached_tokens
         if event.kv_transfer_params:
-            info.kv_transfer_params.update(msgspec.json.decode(event.kv_transfer_params))
+            _encode_struct(msgspec.json.decode(event.kv_transfer_params), info.kv_transfer_params)
         return message
 
     def decode_model_info(answers: Mapping[str, Any]) -> ModelInfo:
@@ -335,7 +346,9 @@ def adapter(snapshot: Snapshot) -> Adapter:
             "priority": (-(2**31), 2**31 - 1),
         },
         sends_text=True,
-        sends_final_text=True,
+        sends_final_text=not is_first,
+        ends_at_stop_strings=not is_first,
+        echoes_prompt=is_first,
         counts="delta",
         convention=Convention(counts="delta", repeats="nothing", joins_finish=True, announces_prompt=True),
         encode_request=encode_request,
@@ -382,12 +395,12 @@ def _decode_constraint(message: Any) -> Constraint | None:
     return Constraint(kind=kind, value=tuple(message.choice.choices) if kind == "choice" else getattr(message, kind))
 
 
-def _encode_stopping(params: SamplingParams, message: Any) -> None:
+def _encode_stopping(params: SamplingParams, message: Any, *, sends_strings: bool) -> None:
     message.max_new_tokens = params.max_tokens or 0
     message.min_new_tokens = params.min_tokens
     message.stop_token_ids.extend(params.stop_token_ids)
-    # An empty stop string ends the server process of vLLM before 0.28.
-    message.stop_strings.extend(filter(None, params.stop))
+    if sends_strings:  # but no empty one, which ends the server process of vLLM before 0.28
+        message.stop_strings.extend(filter(None, params.stop))
     message.include_stop_strings = params.include_stop_str_in_output
     message.ignore_eos = params.ignore_eos
 
@@ -430,6 +443,11 @@ def _doubles(value: Any) -> Any:
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _doubles(item)
     return value
+
+
+def _encode_struct(value: dict[str, Any], struct: Any) -> None:
+    struct.SetInParent()  # an empty object says something too
+    struct.update(value)
 
 
 def _json_text(struct: Any) -> str:

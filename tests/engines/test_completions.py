@@ -1,0 +1,77 @@
+"""POST /v1/completions through gaie-codec to every engine, with the real openai SDK."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import model
+import openai
+import pytest
+
+from conftest import Served
+
+
+def prompt(script: dict[str, Any], text: str = " x") -> str:
+    return f"{text} [[mock {json.dumps(script, ensure_ascii=False)}]]"
+
+
+def complete(served: Served, **request: Any) -> Any:
+    return served.client.completions.create(**({"model": model.NAME} | request))
+
+
+class TestCompletions:
+    @pytest.mark.parametrize(
+        ("script", "request_", "text", "finish", "tokens"),
+        [
+            ({"text": "né 你好"}, {}, "né 你好", "stop", 11),
+            ({"text": "abcdef"}, {"max_tokens": 3}, "abc", "length", 3),
+            ({"text": "abcXYZdef", "delay": 0.01}, {"stop": ["XYZ"]}, "abc", "stop", 6),
+            ({"text": ""}, {}, "", "stop", 1),
+        ],
+        ids=["plain", "length", "stop string", "empty"],
+    )
+    def test_unary_is_stream(
+        self, served: Served, script: dict[str, Any], request_: dict[str, Any], text: str, finish: str, tokens: int
+    ) -> None:
+        request = {"prompt": prompt(script), "max_tokens": 50} | request_
+        unary = complete(served, **request)
+        assert (unary.choices[0].text, unary.choices[0].finish_reason) == (text, finish)
+        assert unary.usage.prompt_tokens == len(model.encode(request["prompt"]))
+        assert unary.usage.completion_tokens == tokens
+        chunks = list(complete(served, stream=True, stream_options={"include_usage": True}, **request))
+        assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == text
+        assert [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason] == [finish]
+        assert chunks[-1].usage.model_dump(exclude_none=True) == unary.usage.model_dump(exclude_none=True)
+
+    def test_default_limit(self, served: Served) -> None:
+        if served.traits.passthrough:
+            pytest.skip("the default is the model server's own")
+        answer = complete(served, prompt=prompt({"text": "x" * 30}))
+        assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("x" * 16, "length")
+
+    def test_token_ids(self, served: Served) -> None:
+        if served.traits.passthrough:
+            pytest.skip("the handlers that would decode them are not here")
+        answer = complete(served, prompt=model.encode(prompt({"text": "ok"})), max_tokens=9)
+        assert answer.choices[0].text == "ok"
+
+    def test_prompts_and_n(self, served: Served) -> None:
+        if served.traits.passthrough:
+            pytest.skip("the handlers here know one prompt")
+        answer = complete(served, prompt=[prompt({"text": "one"}), prompt({"text": "two"})], n=2, max_tokens=9)
+        assert [(choice.index, choice.text) for choice in answer.choices] == [(0, "one"), (1, "one"), (2, "two"), (3, "two")]
+        assert answer.usage.completion_tokens == 16
+
+    @pytest.mark.parametrize("field", [{"logprobs": 2}, {"echo": True}, {"suffix": "!"}], ids=lambda field: next(iter(field)))
+    def test_what_is_not_there_is_refused_by_name(self, served: Served, field: dict[str, Any]) -> None:
+        if served.traits.passthrough:
+            pytest.skip("refused or not by the model server")
+        with pytest.raises(openai.BadRequestError) as refused:
+            complete(served, prompt=" x", **field)
+        assert refused.value.param == next(iter(field))
+
+    def test_error(self, served: Served) -> None:
+        with pytest.raises(openai.APIStatusError) as raised:
+            complete(served, prompt=prompt({"error": {"status": 400, "message": "no"}}), max_tokens=9)
+        assert raised.value.status_code == served.traits.statuses[400]
