@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -63,8 +64,30 @@ class TestRequest:
         frame, _ = transcode("request", "--output", "frame", str(file))
         assert bytes.fromhex(transcode("request", "--output", "hex", str(file))[0].decode()) == frame
 
-    def test_old_snapshot(self) -> None:
-        assert "`n` cannot be sent" in fault("request", "--snapshot", "intree-0.14.0", data=b'{"messages":[{"role":"user"}],"n":2}')
+    def test_several_calls(self) -> None:
+        body = b'{"messages":[{"role":"user"}],"n":2}'
+        old = ("--snapshot", "intree-0.14.0")
+        shown = transcode("request", *old, "--output", "frame", data=body)[0]
+        lines = [json.loads(line) for line in transcode("decode", *old, "--direction", "request", data=shown)[0].splitlines()]
+        assert [line["message"]["request_id"] for line in lines] == ["chatcmpl-0-0", "chatcmpl-0-1"]
+        assert "takes 2 calls" in fault("request", *old, "--output", "message", data=body)
+
+    def test_each_call_is_answered_by_a_file(self, tmp_path: Path) -> None:
+        file, frames = tmp_path / "request.json", tmp_path / "frames.bin"
+        file.write_bytes(b'{"messages":[{"role":"user"}],"n":2}')
+        frames.write_bytes(FRAMES)
+        asked = ("response", "--snapshot", "intree-0.14.0", "--request", str(file))
+        assert "takes 2 calls, and there are responses to 1" in fault(*asked, data=FRAMES)
+        choices = json.loads(transcode(*asked, str(frames), str(frames))[0])["choices"]
+        assert [choice["index"] for choice in choices] == [0, 1]
+        assert choices[0]["message"] == choices[1]["message"]
+
+    def test_passed_through_or_not(self) -> None:
+        body = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":5}'
+        asked = ("transcode", "request", "--dialect", "sglang.runtime")
+        assert json.loads(run(*asked, data=body)[0]) == {"json_body": base64.b64encode(body).decode()}
+        typed = json.loads(run(*asked, "--no-passthrough", data=body)[0])
+        assert (typed["rid"], typed["sampling_params"]["max_new_tokens"]) == ("chatcmpl-0", 5)
 
     @pytest.mark.parametrize(
         ("body", "named"),

@@ -1,7 +1,7 @@
 """The whole way: the openai SDK -> `gaie-codec serve`, a process of its own -> gRPC -> a model server.
 
-Two model servers: the simulated one, and one made of the stubs that package smg-grpc-proto publishes, so that our snapshots are held
-against bytes that we did not make.
+Two model servers: the simulated one in every dialect, and one made of the stubs that package smg-grpc-proto publishes, so that our
+snapshots are held against bytes that we did not make. What a dialect cannot do is said where it is expected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import httpx
@@ -33,11 +33,15 @@ from gaie_codec.tokenizer_sources import load_tokenizer
 TOKENIZER = load_tokenizer("builtin")
 
 
+def encode(text: str) -> list[int]:
+    return TOKENIZER.encode(text, add_special_tokens=False)
+
+
 class SimThread:
     """A SimServer in an event loop of its own."""
 
-    def __init__(self, **options: Any) -> None:
-        self.server = SimServer("vllm.engine", **options)
+    def __init__(self, dialect: str = "vllm.engine", **options: Any) -> None:
+        self.server = SimServer(dialect, **options)
         self._loop = asyncio.new_event_loop()
         # A daemon, so that a test which fails before `stop` does not keep pytest from ending.
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -55,10 +59,10 @@ class SimThread:
 
 
 @contextlib.contextmanager
-def serve(upstream_port: int, *extra: str) -> Iterator[str]:
+def serve(upstream_port: int, *extra: str, dialect: str = "vllm.engine") -> Iterator[str]:
     """`gaie-codec serve` in front of a port; gives its base URL."""
     command = [sys.executable, "-m", "gaie_codec.cli", "serve", "--upstream", f"grpc://127.0.0.1:{upstream_port}"]
-    command += ["--dialect", "vllm.engine", "--listen", "127.0.0.1:0", *extra]
+    command += ["--dialect", dialect, "--listen", "127.0.0.1:0", *extra]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -77,23 +81,93 @@ def connect(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=30)
 
 
-@pytest.fixture(scope="module", params=["smg-0.4.28", "intree-0.14.0"])
-def snapshot(request: pytest.FixtureRequest) -> str:
+class Target(NamedTuple):
+    """One server, and how it is spoken to."""
+
+    dialect: str
+    snapshot: str
+    passes_through: bool = False
+
+    @property
+    def fans_out(self) -> bool:
+        """Several choices take several calls."""
+        # The first has no index in its responses, SGLang 0.5.16 ends with the first choice that ends.
+        lacks_n = [("vllm.engine", "intree-0.14.0"), ("sglang.runtime", "0.5.16")]
+        return self.dialect in ("vllm.inference", "sglang.api") or (not self.passes_through and self[:2] in lacks_n)
+
+    @property
+    def tells_its_model(self) -> bool:
+        return self.dialect != "vllm.inference" or self.snapshot >= "0.27"
+
+    def status(self, code: str) -> int:
+        """The HTTP status of an error that the engine reports before the first token."""
+        if self.dialect == "vllm.inference":
+            told = {"INVALID_ARGUMENT": 400, "UNAVAILABLE": 503} if self.snapshot >= "0.33" else {}
+            return told.get(code, 500)
+        if self.dialect == "sglang.runtime" and not self.passes_through and code == "INVALID_ARGUMENT":
+            return 500  # a ValueError comes as INTERNAL with nothing but its text
+        return STATUSES[code]
+
+
+STATUSES = {
+    "INVALID_ARGUMENT": 400,
+    "NOT_FOUND": 404,
+    "PERMISSION_DENIED": 403,
+    "RESOURCE_EXHAUSTED": 429,
+    "UNAVAILABLE": 503,
+    "INTERNAL": 500,
+}
+RAISED = {
+    400: openai.BadRequestError,
+    403: openai.PermissionDeniedError,
+    404: openai.NotFoundError,
+    429: openai.RateLimitError,
+    500: openai.InternalServerError,
+    503: openai.InternalServerError,
+}
+TARGETS = (
+    Target("vllm.engine", "smg-0.4.28"),
+    Target("vllm.engine", "intree-0.14.0"),
+    Target("vllm.inference", "0.33.0"),
+    Target("vllm.inference", "0.30.0"),
+    Target("vllm.inference", "0.26.0"),
+    Target("vllm.inference", "0.25.1"),
+    Target("sglang.scheduler", "smg-0.4.28"),
+    Target("sglang.scheduler", "intree-0.5.8"),
+    Target("sglang.runtime", "0.5.23", passes_through=True),
+    Target("sglang.runtime", "0.5.16", passes_through=True),
+    Target("sglang.runtime", "0.5.23"),
+    Target("sglang.runtime", "0.5.16"),
+    Target("sglang.api", "0.5.23"),
+    Target("sglang.api", "0.5.22"),
+)
+
+
+def name_of(target: Target) -> str:
+    return f"{target.dialect}-{target.snapshot}" + ("-passthrough" if target.passes_through else "")
+
+
+@pytest.fixture(scope="module", params=TARGETS, ids=name_of)
+def target(request: pytest.FixtureRequest) -> Target:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def sim(snapshot: str) -> Iterator[SimThread]:
-    thread = SimThread(snapshot=snapshot, model=ModelInfo(served_model_name="sim", max_model_len=2048))
+def sim(target: Target) -> Iterator[SimThread]:
+    model = ModelInfo(served_model_name="sim", max_model_len=2048)
+    thread = SimThread(target.dialect, snapshot=target.snapshot, model=model, tokenizer="builtin")
     yield thread
     thread.stop()
 
 
 @pytest.fixture(scope="module")
-def url(sim: SimThread, snapshot: str) -> Iterator[str]:
-    # intree-0.14.0 has no GetTokenizer.
-    tokenizer = () if snapshot != "intree-0.14.0" else ("--tokenizer", "builtin")
-    with serve(sim.port, "--snapshot", snapshot, *tokenizer) as base:
+def url(sim: SimThread, target: Target) -> Iterator[str]:
+    options = ["--snapshot", target.snapshot]
+    if sim.server.adapter.tokenizer_path is None and not target.passes_through:
+        options += ["--tokenizer", "builtin"]
+    if target.dialect == "sglang.runtime" and not target.passes_through:
+        options.append("--no-passthrough")
+    with serve(sim.port, *options, dialect=target.dialect) as base:
         yield base
 
 
@@ -125,30 +199,67 @@ class TestThroughSim:
         assert [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason] == ["stop"]
         assert chunks[-1].usage == unary.usage
         assert unary.usage is not None
-        assert unary.usage.completion_tokens == len(TOKENIZER.encode(text, add_special_tokens=False)) + 1
+        assert unary.usage.completion_tokens == len(encode(text)) + 1
 
-    def test_n(self, client: openai.OpenAI, snapshot: str) -> None:
+    def test_n(self, client: openai.OpenAI, target: Target) -> None:
         messages = ask({"text": ["first", "the second is longer"]})
-        if snapshot == "intree-0.14.0":  # its responses have no index
-            with pytest.raises(openai.BadRequestError) as refused:
-                client.chat.completions.create(model="", messages=messages, n=2)
-            assert refused.value.param == "n"
-            return
+        # Calls of their own are each the first choice of their call.
+        texts = ["first", "first"] if target.fans_out else ["first", "the second is longer"]
         unary = client.chat.completions.create(model="", messages=messages, n=2)
-        assert [choice.message.content for choice in unary.choices] == ["first", "the second is longer"]
-        _, chunks = stream_text(client, messages=messages, n=2)
-        assert [(c.index, c.delta.role) for chunk in chunks[:2] for c in chunk.choices] == [(0, "assistant"), (1, "assistant")]
+        assert [(choice.index, choice.message.content) for choice in unary.choices] == list(enumerate(texts))
+        assert unary.usage is not None
+        assert unary.usage.completion_tokens == sum(len(encode(text)) + 1 for text in texts)
+        _, chunks = stream_text(client, messages=messages, n=2, stream_options={"include_usage": True})
+        for index, text in enumerate(texts):
+            mine = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
+            assert "".join(choice.delta.content or "" for choice in mine) == text
+            assert [choice.finish_reason for choice in mine if choice.finish_reason] == ["stop"]
+            assert mine[0].delta.role == "assistant"
+        assert chunks[-1].usage == unary.usage
+        if target.fans_out or target.passes_through:
+            return  # the one order is the network's, the other SGLang's, which tells all ends together
         order = [(c.index, c.finish_reason) for chunk in chunks for c in chunk.choices]
         assert order.index((0, "stop")) < order.index((1, "stop"))
         assert (1, None) in order[order.index((0, "stop")) :], "the early choice is reported as it ends"
 
-    def test_stop_strings(self, client: openai.OpenAI) -> None:
-        messages = ask({"text": "one two STOP three"})
-        for stop in ("STOP", ["zzz", "two ST"]):
+    @pytest.mark.parametrize("holds", [True, False])
+    @pytest.mark.parametrize("step", [1, 4])
+    def test_stop_strings(self, client: openai.OpenAI, target: Target, step: int, holds: bool) -> None:
+        if target.passes_through and not holds:
+            pytest.skip("text that a server sent as JSON is not cut again")
+        messages = ask({"text": "one two STOP three", "step": step, "holds_stops": holds})
+        for stop, kept in (("STOP", "one two "), (["zzz", "two ST"], "one "), ("never", "one two STOP three")):
             unary = client.chat.completions.create(model="", messages=messages, stop=stop)
-            streamed, _ = stream_text(client, messages=messages, stop=stop)
-            assert unary.choices[0].message.content == streamed == ("one two " if stop == "STOP" else "one ")
+            streamed, chunks = stream_text(client, messages=messages, stop=stop, stream_options={"include_usage": True})
+            assert unary.choices[0].message.content == streamed == kept
             assert unary.choices[0].finish_reason == "stop"
+            assert chunks[-1].usage == unary.usage
+            so_far = ""
+            for chunk in chunks:
+                so_far += "".join(choice.delta.content or "" for choice in chunk.choices)
+                assert kept.startswith(so_far), "a part of the stop string went out"
+
+    def test_a_long_answer_without_a_limit(self, client: openai.OpenAI) -> None:
+        # More than SGLang's own default of 128.
+        unary = client.chat.completions.create(model="", messages=ask({"text": "word " * 300, "step": 7}), stop=["no such"])
+        assert unary.choices[0].message.content == "word " * 300
+        assert unary.choices[0].finish_reason == "stop"
+
+    def test_log_probabilities(self, client: openai.OpenAI, target: Target) -> None:
+        request: dict[str, Any] = {"messages": ask({"tokens": [[40], [41, 42], [2]]}), "logprobs": True, "top_logprobs": 2}
+        if target.snapshot == "intree-0.14.0":
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.chat.completions.create(model="", **request)
+            assert refused.value.param == "logprobs"
+            return
+        unary = client.chat.completions.create(model="", **request).choices[0].logprobs
+        chunks = client.chat.completions.create(model="", stream=True, **request)
+        streamed = [entry for chunk in chunks for one in chunk.choices if one.logprobs for entry in one.logprobs.content or ()]
+        assert unary is not None
+        assert unary.content == streamed
+        assert [entry.logprob for entry in streamed[:3]] == [-0.5, -0.5625, -0.625]
+        assert [len(entry.top_logprobs) for entry in streamed[:3]] == [2, 2, 2]
+        assert len(streamed) == 4, "the end token has one too"
 
     def test_length(self, client: openai.OpenAI) -> None:
         unary = client.chat.completions.create(model="", messages=ask({"text": "many words come here"}), max_completion_tokens=3)
@@ -156,23 +267,15 @@ class TestThroughSim:
         assert unary.usage is not None
         assert unary.usage.completion_tokens == 3
 
-    @pytest.mark.parametrize(
-        ("code", "raised"),
-        [
-            ("INVALID_ARGUMENT", openai.BadRequestError),
-            ("NOT_FOUND", openai.NotFoundError),
-            ("PERMISSION_DENIED", openai.PermissionDeniedError),
-            ("RESOURCE_EXHAUSTED", openai.RateLimitError),
-            ("UNAVAILABLE", openai.InternalServerError),
-            ("INTERNAL", openai.InternalServerError),
-        ],
-    )
+    @pytest.mark.parametrize("code", STATUSES)
     @pytest.mark.parametrize("stream", [False, True])
-    def test_error_before_the_first_token(self, client: openai.OpenAI, code: str, raised: Any, stream: bool) -> None:
+    def test_error_before_the_first_token(self, client: openai.OpenAI, target: Target, code: str, stream: bool) -> None:
         messages = ask({"error": {"code": code, "message": "the server says no", "after": 0}})
-        with pytest.raises(raised) as caught:
+        status = target.status(code)
+        with pytest.raises(RAISED[status]) as caught:
             client.chat.completions.create(model="", messages=messages, stream=stream)
-        assert ("the server says no" in str(caught.value)) == (caught.value.status_code < 500)
+        assert caught.value.status_code == status
+        assert ("the server says no" in str(caught.value)) == (status < 500)
 
     def test_error_amid_the_stream(self, url: str) -> None:
         body = {"messages": ask({"text": "one two three", "error": {"code": "INTERNAL", "message": "boom", "after": 2}}), "stream": True}
@@ -191,30 +294,90 @@ class TestThroughSim:
         with pytest.raises(openai.APIError):
             stream_text(client, messages=messages)
 
-    def test_killed_client_aborts_the_call(self, url: str, sim: SimThread) -> None:
-        for delays in ({"delay_ms": 50}, {"first_delay_ms": 60_000}):
-            before = len(sim.server.aborted)
-            body = json.dumps({"messages": ask({"text": "word " * 500, **delays}), "stream": True}).encode()
-            host, port = url.removeprefix("http://").split(":")
-            with socket.create_connection((host, int(port))) as connection:
-                lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {len(body)}"]
-                connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
-                if "delay_ms" in delays:
-                    connection.recv(100)
-                else:
-                    wait_until(lambda: bool(sim.server.running))
-            wait_until(lambda before=before: len(sim.server.aborted) > before)
-            assert not sim.server.running
+    @pytest.mark.parametrize("n", [1, 2])
+    @pytest.mark.parametrize("delays", [{"delay_ms": 50}, {"first_delay_ms": 60_000}])
+    def test_killed_client_aborts_the_call(self, url: str, sim: SimThread, target: Target, delays: dict[str, int], n: int) -> None:
+        before = len(sim.server.aborted)
+        calls = n if target.fans_out else 1
+        body = json.dumps({"messages": ask({"text": "word " * 500, **delays}), "stream": True, "n": n}).encode()
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {len(body)}"]
+            connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+            if "delay_ms" in delays:
+                connection.recv(100)
+            wait_until(lambda: len(sim.server.running) == calls)
+        wait_until(lambda: len(sim.server.aborted) == before + calls)
+        assert not sim.server.running
 
-    def test_models_and_health(self, client: openai.OpenAI, url: str) -> None:
-        assert [model.id for model in client.models.list()] == ["sim"]
+    def test_models_and_health(self, client: openai.OpenAI, url: str, sim: SimThread, target: Target) -> None:
+        assert [model.id for model in client.models.list()] == (["sim"] if target.tells_its_model else [])
+        before = len(sim.server.requests)
         assert httpx.get(f"{url}/health").status_code == 200
+        assert len(sim.server.requests) == before, "a health check that generates a token"
         with pytest.raises(openai.NotFoundError):
-            client.completions.create(model="", prompt="x")
+            client.responses.create(model="", input="x")
 
     def test_unknown_model(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="nope", messages=ask())
+
+    def test_completions_of_several_prompts(self, client: openai.OpenAI, target: Target) -> None:
+        prompts = [f"{name} [[sim {json.dumps({'text': [f'{name}0', f'{name}1 and on']})}]]" for name in ("a", "b")]
+        texts = ["a0", "a0", "b0", "b0"] if target.fans_out else ["a0", "a1 and on", "b0", "b1 and on"]
+        unary = client.completions.create(model="", prompt=prompts, n=2, max_tokens=50)
+        assert [(choice.index, choice.text) for choice in unary.choices] == list(enumerate(texts))
+        assert unary.usage is not None
+        assert unary.usage.prompt_tokens == sum(len(encode(prompt)) for prompt in prompts), "each prompt counts once"
+        assert unary.usage.completion_tokens == sum(len(encode(text)) + 1 for text in texts)
+        chunks = list(
+            client.completions.create(model="", prompt=prompts, n=2, max_tokens=50, stream=True, stream_options={"include_usage": True})
+        )
+        for index, text in enumerate(texts):
+            mine = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
+            assert "".join(choice.text for choice in mine) == text
+            assert [choice.finish_reason for choice in mine if choice.finish_reason] == ["stop"]
+        assert chunks[-1].usage == unary.usage
+
+    def test_completions_default_to_16_tokens(self, client: openai.OpenAI) -> None:
+        answer = client.completions.create(model="", prompt=f"x [[sim {json.dumps({'text': 'word ' * 50})}]]")
+        assert answer.choices[0].finish_reason == "length"
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 16
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_stop_string_that_the_server_does_not_know(self, client: openai.OpenAI, sim: SimThread, target: Target, stream: bool) -> None:
+        if target.dialect != "sglang.scheduler" and target.snapshot != "0.25.1":
+            pytest.skip("this server is told the stop strings, and ends there")
+        before = len(sim.server.aborted)
+        request = {"messages": ask({"text": "one two STOP" + " more" * 500, "delay_ms": 20}), "stop": "STOP"}
+        if stream:
+            text, _ = stream_text(client, **request)
+            assert text == "one two "
+            wait_until(lambda: len(sim.server.aborted) == before + 1)
+        else:  # a unary answer comes whole, and is cut
+            request["messages"] = ask({"text": "one two STOP and more"})
+            assert client.chat.completions.create(model="", **request).choices[0].message.content == "one two "
+
+    def test_embeddings_and_scores(self, client: openai.OpenAI, url: str, target: Target) -> None:
+        if not target.passes_through:
+            with pytest.raises(openai.NotFoundError):
+                client.embeddings.create(model="", input="x")
+            return
+        answer = client.embeddings.create(model="sim", input=["one", "two words"])
+        assert [len(one.embedding) for one in answer.data] == [8, 8]
+        assert answer.usage.prompt_tokens == len(encode("one")) + len(encode("two words"))
+        with pytest.raises(openai.BadRequestError):
+            client.embeddings.create(model="sim", input=[])
+        body = {"query": "q", "documents": ["one", "two"]}
+        ranked = httpx.post(f"{url}/v1/rerank", json=body)
+        if target.snapshot == "0.5.16":
+            assert ranked.status_code == 500, "its gRPC bridge cannot encode the list"
+        else:
+            assert sorted(one["index"] for one in ranked.json()) == [0, 1]
+        scored = httpx.post(f"{url}/v1/score", json={"query": "q", "items": ["one", "two"], "label_token_ids": [7, 8]})
+        assert [len(row) for row in scored.json()["scores"]] == [2, 2]
+        assert httpx.post(f"{url}/v1/classify", json={"model": "sim", "input": "x"}).json()["data"][0]["num_classes"] == 2
 
 
 def wait_until(happened: Any) -> None:

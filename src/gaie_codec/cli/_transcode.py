@@ -92,7 +92,7 @@ def request(output: str, request_id: str, path: str, file: Any, **options: Any) 
 @click.option("--grpc-status", type=click.IntRange(min=0), default=0, show_default=True, help="grpc-status of the trailers.")
 @click.option("--grpc-message", default="", help="grpc-message of the trailers, percent-encoded.")
 @click.option("-i", "--include", is_flag=True, help="Show the HTTP status and headers too.")
-@click.argument("files", type=click.File("rb"), nargs=-1, required=True)
+@click.argument("files", type=click.File("rb"), nargs=-1)
 def response(
     path: str,
     request_file: Any,
@@ -113,7 +113,7 @@ def response(
     """
     transcoder = _make_transcoder(**options)
     call = transcoder.request("POST", path, (), request_file.read(), request_id="0")
-    bodies = [_read(file, input_form) for file in files]
+    bodies = [_read(file, input_form) for file in files or (sys.stdin.buffer,)]
     if len(bodies) != len(call.calls):
         raise UsageError(f"this request takes {len(call.calls)} calls, and there are responses to {len(bodies)}")
     reader = call.response(id=response_id, created=created)

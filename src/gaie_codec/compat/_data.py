@@ -427,7 +427,7 @@ MATRIX: Final = rb"""
   "max_new_tokens": ["max_tokens"],
   "min_new_tokens": ["min_tokens"],
   "top_logprobs": ["logprobs"],
-  "messages": ["prompt_token_ids", "prompt_text"],
+  "messages": ["prompt_token_ids", "prompt_text", "media"],
   "prompt": ["prompt_token_ids", "prompt_text"],
   "input_ids": ["prompt_token_ids"],
   "sampling_seed": ["seed"],
@@ -444,13 +444,15 @@ MATRIX: Final = rb"""
   "lora_path": ["lora_name"],
   "rid": ["request_id"],
   "x-request-id": ["request_id"],
-  "x-data-parallel-rank": ["data_parallel_rank"]
+  "x-data-parallel-rank": ["data_parallel_rank"],
+  "traceparent": ["trace_headers"],
+  "tracestate": ["trace_headers"]
  },
  "gateway_fields": [
   {"names": ["tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"], "why": "Tools go into the prompt by the chat template; what a choice forces goes out as a constraint."},
   {"names": ["chat_template", "chat_template_kwargs", "documents", "add_generation_prompt", "continue_final_message", "reasoning_effort"], "why": "They shape the prompt, which the gateway renders."},
   {"names": ["add_special_tokens", "truncate_prompt_tokens", "truncation_side"], "why": "The gateway makes the ids."},
-  {"names": ["stream_options", "echo", "return_token_ids", "return_tokens_as_token_ids", "include_reasoning"], "why": "They shape the answer, which the gateway writes."},
+  {"names": ["stream_options", "echo", "return_tokens_as_token_ids", "include_reasoning"], "why": "They shape the answer, which the gateway writes."},
   {"names": ["user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier", "verbosity", "modalities"], "why": "They advise the provider and change nothing in what is generated."}
  ]
 }

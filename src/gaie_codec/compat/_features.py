@@ -170,6 +170,8 @@ def _carried(dialect: str) -> Mapping[str, Adapter]:
 
 
 def _missing(dialect: str, snapshot: str, field: str) -> Missing:
+    if field == "n":
+        return Missing(field=field, since=since(dialect, field), reason="not on this wire: the gateway makes one call for each choice")
     names = tuple(_carried(dialect))
     later = [name for name in names[names.index(snapshot) + 1 :] if field in _carried(dialect)[name].carries]
     if later:

@@ -17,6 +17,9 @@ from ._versions import parse, within
 from .blocks import Block, Command, Heading, Table, Text
 
 
+_BY_CALLS = "never; one call for each choice is made"
+
+
 def overview() -> list[Block]:
     """Every server with the snapshots of its releases, and every dialect with its service."""
     data = matrix()
@@ -233,8 +236,9 @@ def _fields(dialect: str) -> list[Block]:
     groups: dict[str, list[str]] = {}
     for field in NEUTRAL_FIELDS:
         start = since(dialect, field)
-        groups.setdefault("never" if start is None else "in every snapshot" if start == first else f"from {start} on", []).append(field)
-    order = ["in every snapshot", *(f"from {name} on" for name in SNAPSHOTS[dialect]), "never"]
+        never = _BY_CALLS if field == "n" else "never"
+        groups.setdefault(never if start is None else "in every snapshot" if start == first else f"from {start} on", []).append(field)
+    order = ["in every snapshot", *(f"from {name} on" for name in SNAPSHOTS[dialect]), _BY_CALLS, "never"]
     return [_table(("can be said", "request fields"), [(key, ", ".join(groups[key])) for key in order if key in groups])]
 
 

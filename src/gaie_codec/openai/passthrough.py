@@ -103,7 +103,7 @@ class _Body(msgspec.Struct):
     code: Any = None
 
 
-_decode_body: Final = msgspec.json.Decoder(_Body).decode
+_decode_body: Final = msgspec.json.Decoder(_Body | list[msgspec.Raw]).decode
 
 
 def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] | None) -> Decoded:
@@ -190,11 +190,15 @@ class _Passthrough:
     def _see(self, event: BodyEvent) -> _Body:
         """Raises UpstreamStatusError for an error of the server, MalformedMessageError for what is no JSON object."""
         try:
-            body = _decode_body(event.data)
+            body: _Body | list[msgspec.Raw] = _decode_body(event.data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             if event.http_status is not None and event.http_status >= 400:
                 raise UpstreamStatusError(code_from_server_status(event.http_status), "") from None
             raise MalformedMessageError(f"a passed-through body of {len(event.data)} bytes is no JSON object") from None
+        if isinstance(body, list):
+            if self._options.kind != "rerank":
+                raise MalformedMessageError(f"a passed-through body of {len(event.data)} bytes is a JSON list")
+            return _Body()  # SGLang ranks as a list of scores
         error = body.error
         # Before SGLang 0.5.22 there is no status, and an error body looks like a success until it is read.
         if error is not None or body.object == "error" or (event.http_status or 200) >= 400:

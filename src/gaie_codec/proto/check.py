@@ -102,7 +102,9 @@ def _known_as(dialect: str, digest: str, baseline: str) -> str:
 
 def _used(adapter: Adapter, baseline: snapshots.Snapshot, candidate: snapshots.Snapshot) -> frozenset[str]:
     """Full names of the messages that the codec sends or receives: those of the paths in the adapter."""
-    paths = [value for name in adapter.__struct_fields__ if isinstance(value := getattr(adapter, name), str) and value.startswith("/")]
+    bodies = adapter.passthrough.paths.values() if adapter.passthrough is not None else ()
+    named = (*adapter.generate_paths, *adapter.info_paths, *bodies, adapter.tokenizer_path, adapter.health_path)
+    paths = [path for path in named if path is not None]
     found: set[str] = set()
     for snapshot in (baseline, candidate):
         for path in paths:
@@ -133,8 +135,9 @@ def _is_mapped(adapter: Adapter | None, field: AnyField | None, seen: Iterable[M
     """Whether the adapter writes the field in any message it made, or decodes a message differently when the field is set."""
     if adapter is None or field is None:
         return False
+    requests = {adapter.snapshot.method_at(path).request.DESCRIPTOR.full_name for path in adapter.generate_paths}
     for message in seen:
-        decode: Any = adapter.decode_request if isinstance(message, adapter.request_type) else adapter.decode_response
+        decode: Any = adapter.decode_request if message.DESCRIPTOR.full_name in requests else adapter.decode_response
         altered = type(message)()
         altered.CopyFrom(message)
         for place in _places(altered, field.containing_type.full_name):

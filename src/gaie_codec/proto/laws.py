@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from .. import CodecError, InferenceRequest, Transcoder, UsageError
+from .. import BodyEvent, CodecError, Event, InferenceRequest, ModelInfo, Transcoder, UsageError
 from ..adapters.base import Adapter
 from ..snapshots import Snapshot, is_repeated
 from ..testing import ByteTokenizer, event_streams, inference_requests, openai_requests
@@ -40,20 +40,11 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     max_examples: int
     seed: int
 
-    @property
-    def request_type(self) -> type[Message] | None:
-        """The candidate's class for our requests."""
-        return self._type("request_type")
-
-    @property
-    def response_type(self) -> type[Message] | None:
-        """The candidate's class for our responses."""
-        return self._type("response_type")
-
-    def _type(self, role: str) -> type[Message] | None:
+    def other_type(self, message: Message) -> type[Message] | None:
+        """The candidate's class for one of our messages, None where it has no message of that name."""
         # By full name: the type of a method that was renamed is still the type.
         try:
-            return self.candidate.message(getattr(self.ours, role).DESCRIPTOR.full_name) if self.ours is not None else None
+            return self.candidate.message(message.DESCRIPTOR.full_name)
         except UsageError:
             return None
 
@@ -88,6 +79,17 @@ class _Findings:
     def add(self, direction: str, found: Iterable[tuple[str, str]]) -> None:
         for field, text in found:
             self._first.setdefault(field, f"{direction}: {text}" if direction else text)
+
+    def add_message(self, bench: Bench, message: Message, decode: Callable[[Any], Any]) -> None:
+        """What is wrong with one of our messages on its way to the candidate, and with the candidate's own of the same content."""
+        other_type = bench.other_type(message)
+        if other_type is None:
+            self.add("", [(message.DESCRIPTOR.full_name, "the candidate has no such message")])
+            return
+        _both_ways(bench, message, other_type, self, message.DESCRIPTOR.full_name)
+        sent = other_type()
+        if not list(copy_by_name(message, sent, bench.renames)):
+            self.add(_TO_US, _decoded(decode, message, sent, type(message)))
 
     def all(self) -> tuple[Finding, ...]:
         return tuple(Finding(field=field, text=text) for field, text in self._first.items())
@@ -206,57 +208,55 @@ def _explore(bench: Bench, examples: SearchStrategy[Any], run: Callable[[Any], N
 
 def _inferences(adapter: Adapter) -> SearchStrategy[InferenceRequest]:
     """What reaches an adapter: from an OpenAI body through the transcoder, or drawn from all that the adapter carries."""
-    try:
-        transcoder = Transcoder(adapter.dialect, snapshot=adapter.snapshot.name, tokenizer=ByteTokenizer(), unsupported="drop")
-    except UsageError:
-        return inference_requests(adapter)  # a dialect that OpenAI requests do not reach through a tokenizer
+    # With a context length, without which some servers cannot be asked for as much as there is room.
+    transcoder = Transcoder(
+        adapter, tokenizer=ByteTokenizer(), model=ModelInfo(max_model_len=100_000), unsupported="drop", passthrough=False
+    )
 
     def through(body: dict[str, Any]) -> InferenceRequest | None:
         try:
-            return transcoder.request("POST", "/v1/chat/completions", {}, json.dumps(body).encode(), request_id="r").inference
+            call = transcoder.request("POST", "/v1/chat/completions", {}, json.dumps(body).encode(), request_id="r")
         except CodecError:
             return None  # this dialect cannot be asked that
+        return call.calls[0].inference
 
     from_openai: SearchStrategy[Any] = openai_requests().map(through).filter(lambda request: request is not None)
     return inference_requests(adapter) | from_openai
 
 
 def _exchanges(adapter: Adapter) -> SearchStrategy[tuple[InferenceRequest, list[Any]]]:
-    return inference_requests(adapter).flatmap(lambda request: st.tuples(st.just(request), event_streams(request)))
+    return inference_requests(adapter).flatmap(lambda request: st.tuples(st.just(request), event_streams(request, adapter)))
+
+
+_BODIES: SearchStrategy[BodyEvent] = st.builds(
+    BodyEvent, data=st.binary(max_size=20), http_status=st.sampled_from((None, 200, 400, 503)), is_last=st.booleans()
+)
+_HEADERS: SearchStrategy[dict[str, str]] = st.dictionaries(st.sampled_from(("traceparent", "x-request-id")), st.text("abc", max_size=5))
 
 
 def _requests(bench: Bench) -> Law:
-    ours, other_type = bench.ours, bench.request_type
-    claim = _CLAIMS["requests"]
-    if ours is None or other_type is None:
-        return Law(
-            name="requests", claim=claim, findings=(Finding(field=_root(bench, "request_type"), text="the candidate has no such message"),)
-        )
+    """Both kinds of request where the server has two: what the codec makes, and OpenAI JSON as it is."""
+    ours = bench.ours
+    assert ours is not None
     findings = _Findings()
     tried = 0
 
-    def run(request: InferenceRequest) -> None:
+    def hold(message: Message, decode: Callable[[Any], Any]) -> None:
         nonlocal tried
         tried += 1
-        message = ours.encode_request(request)
-        _both_ways(bench, message, other_type, findings, message.DESCRIPTOR.full_name)
-        sent = other_type()
-        if not list(copy_by_name(message, sent, bench.renames)):
-            findings.add(_TO_US, _decoded(ours.decode_request, message, sent, type(message)))
+        findings.add_message(bench, message, decode)
 
-    _explore(bench, _inferences(ours), run, findings)
-    return Law(name="requests", claim=claim, examples=tried, findings=findings.all())
+    _explore(bench, _inferences(ours), lambda request: hold(ours.encode_request(request), ours.decode_request), findings)
+    way = ours.passthrough
+    if way is not None:
+        sent = st.tuples(st.binary(max_size=20), _HEADERS)
+        _explore(bench, sent, lambda pair: hold(way.encode_request(*pair), way.decode_request), findings)
+    return Law(name="requests", claim=_CLAIMS["requests"], examples=tried, findings=findings.all())
 
 
 def _responses(bench: Bench) -> Law:
-    ours, other_type = bench.ours, bench.response_type
-    claim = _CLAIMS["responses"]
-    if ours is None or other_type is None:
-        return Law(
-            name="responses",
-            claim=claim,
-            findings=(Finding(field=_root(bench, "response_type"), text="the candidate has no such message"),),
-        )
+    ours = bench.ours
+    assert ours is not None
     findings = _Findings()
     tried = 0
 
@@ -264,18 +264,14 @@ def _responses(bench: Bench) -> Law:
         nonlocal tried
         tried += 1
         for event in exchange[1]:
-            message = ours.encode_response(event)
-            _both_ways(bench, message, other_type, findings, message.DESCRIPTOR.full_name)
-            sent = other_type()
-            if not list(copy_by_name(message, sent, bench.renames)):
-                findings.add(_TO_US, _decoded(ours.decode_response, message, sent, type(message)))
+            findings.add_message(bench, ours.encode_response(event), ours.decode_response)
 
     _explore(bench, _exchanges(ours), run, findings)
-    return Law(name="responses", claim=claim, examples=tried, findings=findings.all())
-
-
-def _root(bench: Bench, role: str) -> str:
-    return str(getattr(bench.ours, role).DESCRIPTOR.full_name)
+    way = ours.passthrough
+    if way is not None:
+        told = st.tuples(_BODIES, st.sampled_from(sorted(way.paths.values())))
+        _explore(bench, told, lambda pair: findings.add_message(bench, way.encode_response(*pair), way.decode_response), findings)
+    return Law(name="responses", claim=_CLAIMS["responses"], examples=tried, findings=findings.all())
 
 
 def _decoded(decode: Callable[[Any], Any], message: Message, sent: Message, message_type: type[Message]) -> Iterator[tuple[str, str]]:
@@ -293,6 +289,9 @@ def _unequal(expected: Any, got: Any, path: str = "") -> Iterator[tuple[str, str
     if isinstance(expected, msgspec.Struct) and type(expected) is type(got):
         for name in expected.__struct_fields__:
             yield from _unequal(getattr(expected, name), getattr(got, name), f"{path}.{name}" if path else name)
+    elif isinstance(expected, tuple) and isinstance(got, tuple) and len(expected) == len(got) and not path:
+        for one, other in zip(expected, got, strict=True):
+            yield from _unequal(one, other)
     elif expected != got:
         yield path or type(expected).__name__, f"should decode to {expected!r:.60}, decodes to {got!r:.60}"
 
@@ -314,18 +313,18 @@ def _codec(bench: Bench, seen: Callable[[Message], None]) -> Law:
         nonlocal tried
         tried += 1
         request, events = exchange
-        _compare(request, lambda side: (side.encode_request, side.request_type, side.decode_request))
+        _compare(lambda side: side.encode_request(request), lambda side: side.decode_request, request)
         for event in events:
-            _compare(event, lambda side: (side.encode_response, side.response_type, side.decode_response))
+            hold(event)
 
-    def _compare(value: Any, functions: Callable[[Adapter], tuple[Callable[[Any], Message], Any, Callable[[Any], Any]]]) -> None:
-        encode, message_type, decode = functions(ours)
-        kept = decode(message_type.FromString(encode(value).SerializeToString()))
-        encode, message_type, decode = functions(theirs)
+    def hold(event: Event) -> None:
+        _compare(lambda side: side.encode_response(event), lambda side: side.decode_response, (event,))
+
+    def _compare(encode: Callable[[Adapter], Message], decode: Callable[[Adapter], Callable[[Any], Any]], value: Any) -> None:
+        kept = _through(ours, encode, decode)[1]
         try:
-            message = encode(value)
+            message, got = _through(theirs, encode, decode)
             seen(message)
-            got = decode(message_type.FromString(message.SerializeToString()))
         except Exception as error:  # whatever an adapter does on a schema that it was not written for
             findings.add("", [(_named_in(error), f"the adapter fails: {type(error).__name__}: {' '.join(str(error).split())[:120]}")])
             return
@@ -335,6 +334,11 @@ def _codec(bench: Bench, seen: Callable[[Message], None]) -> Law:
 
     _explore(bench, _exchanges(ours), run, findings)
     return Law(name="codec", claim=claim, examples=tried, findings=findings.all())
+
+
+def _through(side: Adapter, encode: Callable[[Adapter], Message], decode: Callable[[Adapter], Callable[[Any], Any]]) -> tuple[Message, Any]:
+    message = encode(side)
+    return message, decode(side)(type(message).FromString(message.SerializeToString()))
 
 
 def _named_in(error: Exception) -> str:

@@ -6,7 +6,8 @@
     await server.stop()
 
 Without a script it answers with the last words of the prompt, one token per chunk, and then the end token. It obeys max_tokens,
-min_tokens, stop, stop_token_ids, ignore_eos, n, logprobs, stream and Abort as vLLM does; the other sampling parameters change nothing.
+min_tokens, stop, stop_token_ids, ignore_eos, n, logprobs, stream and Abort as the real server of the dialect and release does, and
+refuses what that refuses; the other sampling parameters change nothing.
 
 A script is a JSON object: `[[sim {"text": "Hi", "delay_ms": 50}]]` anywhere in the prompt (the last one counts), else the server's own.
 Unknown keys, wrong types and JSON that is none are answered with INVALID_ARGUMENT.
@@ -19,14 +20,17 @@ Unknown keys, wrong types and JSON that is none are answered with INVALID_ARGUME
 | `delay_ms`       | wait before each step; 0. Choices advance together, so n choices wait once                                  |
 | `first_delay_ms` | wait before the first step, instead of `delay_ms`                                                           |
 | `finish`         | finish_reason after the last step: "stop" adds the end token to `text`, others ("length", "abort", ...) do not |
-| `counts`         | "delta": counts are each message's own and a streamed Complete repeats the last step, as the Python servicer |
-|                  | does it; "cumulative": counts are the choice's so far and Complete has all its ids, as the Rust servicer does |
-| `complete`       | false: no Complete, but status OK                                                                          |
+| `counts`         | for servers that come in two kinds. `vllm.engine`, `sglang.scheduler`: "delta", the default, for the Python   |
+|                  | servicer, whose Complete repeats the last step; "cumulative" for the Rust one, which counts and repeats       |
+|                  | everything. `sglang.runtime`: "cumulative", the default, or "delta" for `--incremental-streaming-output`      |
+| `complete`       | false: no finish, but status OK                                                                             |
 | `empty_chunks`   | so many chunks without tokens for each choice first, when streaming                                         |
+| `holds_stops`    | false: SGLang's scheduler does not keep back the tokens of what may become a stop string                    |
 | `cached_tokens`  | cached prompt tokens to report                                                                              |
 | `logprob`        | the log probability of every token, instead of one that depends on its id                                   |
-| `error`          | `{"code": "UNAVAILABLE", "message": "...", "after": 2}`: the status after so many messages, or at the end if |
-|                  | there are fewer; 0 is before the first, and before any wait                                                 |
+| `error`          | `{"code": "UNAVAILABLE", "message": "...", "after": 2}`: the failure after so many messages, or at the end if |
+|                  | there are fewer; 0 is before the first, and before any wait. It comes as the server would tell it: by the    |
+|                  | status, by another status that hides it, as an item or a body of the stream, or as an aborted choice         |
 """
 
 from ._script import Failure, Script, decode_script

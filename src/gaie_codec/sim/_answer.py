@@ -1,7 +1,6 @@
-"""A request and a script -> the events of one answer, step by step. Pure: the engine waits, and sends.
+"""A request and a script -> what is generated, step by step. Pure: the engine waits, the front tells it as a server would.
 
-Ends and counts follow vLLM: `check_stop` in vllm/v1/core/sched/utils.py for tokens and lengths, vllm/v1/engine/detokenizer.py for stop
-strings, and the servicer of smg-grpc-servicer for what a Complete repeats.
+Ends follow vLLM's `check_stop` (vllm/v1/core/sched/utils.py) and detokenizer, or SGLang's `Req.check_finished`: see `Habits`.
 """
 
 from __future__ import annotations
@@ -9,19 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import Final, TypeAlias
+from typing import Final
 
 from .. import FinishEvent, InferenceRequest, ModelInfo, TokenLogprob, TokensEvent
 from ..text import StopMatcher, Tokenizer
+from ._front import Habits, Step
 from ._script import Script
-
-Event: TypeAlias = TokensEvent | FinishEvent
 
 # What separates the turns of the usual chat templates, and the role that begins a turn.
 _TURN_MARKS: Final = re.compile(r"<[^<>\s]+>|\[/?INST\]")
 _ROLE: Final = re.compile(r"\s*(?:system|user|assistant|model|tool)\s*(?:\n|$)")
 _WORD: Final = re.compile(r"\w+(?:['-]\w+)*")
 _WORDS_ECHOED: Final = 12
+_BROKEN: Final = "\ufffd"
+_UNARY_PUSH: Final = 50  # tokens that SGLang's scheduler collects for a request without `stream`
 
 
 class Answer:
@@ -35,19 +35,28 @@ class Answer:
         script: Script,
         tokenizer: Tokenizer,
         model: ModelInfo,
+        habits: Habits,
     ) -> None:
         """`prompt` is the text of `prompt_token_ids`, without scripts."""
         self._script = script
         self._stream = request.stream
         self._prompt_tokens = len(prompt_token_ids)
         self._empty_chunks = script.empty_chunks if request.stream else 0
-        self._choices = [_Choice(index, request, prompt, prompt_token_ids, script, tokenizer, model) for index in range(request.sampling.n)]
+        self._choices = [
+            _Choice(index, request, prompt, prompt_token_ids, script, tokenizer, model, habits) for index in range(request.sampling.n)
+        ]
         self._is_first = True
+        self._ended: list[Step] = []
+
+    @property
+    def running(self) -> list[int]:
+        """The choices that have not ended."""
+        return [choice.index for choice in self._choices if choice.finish_reason is None]
 
     @property
     def finished(self) -> bool:
         """Have all choices ended?"""
-        return all(choice.finish_reason is not None for choice in self._choices)
+        return not self.running
 
     @property
     def delay_ms(self) -> float:
@@ -55,62 +64,58 @@ class Answer:
         first = self._script.first_delay_ms
         return first if self._is_first and first is not None else self._script.delay_ms
 
-    def step(self) -> list[Event]:
-        """Advance every choice, and return what to send: without `stream` nothing until all have finished."""
+    def step(self) -> list[Step]:
+        """Advance every choice. Without `stream` ends are told when all have ended, in the order of the choices."""
         self._is_first = False
         running = [choice for choice in self._choices if choice.finish_reason is None]
         if self._empty_chunks:
             self._empty_chunks -= 1
-            return [self._chunk(choice) for choice in running]
-        events: list[Event] = []
+            return [Step(self._gained(choice)) for choice in running]
         for choice in running:
             choice.step()
-            if self._stream and choice.delta:
-                events.append(self._chunk(choice))
-            if self._stream and choice.finish_reason is not None:
-                events.extend(self._complete(choice))
-        return events if self._stream else self._completes_of_all()
+        return self._steps_of(running)
 
-    def abort(self) -> list[Event]:
-        """End every choice that still runs, and return what to send."""
+    def abort(self) -> list[Step]:
+        """End every choice that still runs."""
         running = [choice for choice in self._choices if choice.finish_reason is None]
         for choice in running:
-            choice.delta, choice.finish_reason = [], "abort"
-        return [event for choice in running for event in self._complete(choice)] if self._stream else self._completes_of_all()
+            choice.abort()
+        return self._steps_of(running)
 
-    def _completes_of_all(self) -> list[Event]:
-        return [event for choice in self._choices for event in self._complete(choice)] if self.finished else []
+    def _steps_of(self, choices: list[_Choice]) -> list[Step]:
+        steps = []
+        for choice in choices:
+            is_end = choice.finish_reason is not None and self._script.complete
+            if choice.delta or is_end:
+                steps.append(Step(self._gained(choice), self._end(choice) if is_end else None))
+        if self._stream:
+            return steps
+        self._ended += [step for step in steps if step.end is not None]
+        told = [step for step in steps if step.end is None]
+        return told + sorted(self._ended, key=lambda step: step.gained.index) if self.finished else told
 
-    def _chunk(self, choice: _Choice) -> TokensEvent:
+    def _gained(self, choice: _Choice) -> TokensEvent:
         return TokensEvent(
             index=choice.index,
             token_ids=choice.delta,
+            text=choice.text,
             logprobs=choice.logprobs(choice.delta),
             prompt_tokens=self._prompt_tokens,
-            completion_tokens=len(choice.delta if self._script.counts == "delta" else choice.token_ids),
             cached_tokens=self._script.cached_tokens,
         )
 
-    def _complete(self, choice: _Choice) -> list[FinishEvent]:
-        if not self._script.complete:
-            return []
-        repeated = choice.delta if self._stream and self._script.counts == "delta" else choice.token_ids
-        return [
-            FinishEvent(
-                index=choice.index,
-                token_ids=repeated,
-                logprobs=choice.logprobs(repeated),
-                finish_reason=choice.finish_reason or "",
-                matched_stop=choice.matched_stop,
-                prompt_tokens=self._prompt_tokens,
-                completion_tokens=len(repeated),
-                cached_tokens=self._script.cached_tokens,
-            )
-        ]
+    def _end(self, choice: _Choice) -> FinishEvent:
+        return FinishEvent(
+            index=choice.index,
+            finish_reason=choice.finish_reason or "",
+            matched_stop=choice.matched_stop,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._script.cached_tokens,
+        )
 
 
 class _Choice:
-    """One choice as it is generated: all its tokens so far, those of the last step, and how it ended."""
+    """One choice as it is generated. `delta` and `text` are what it gained by the last step and nothing holds back."""
 
     def __init__(
         self,
@@ -121,41 +126,58 @@ class _Choice:
         script: Script,
         tokenizer: Tokenizer,
         model: ModelInfo,
+        habits: Habits,
     ) -> None:
         self.index = index
-        self.token_ids: list[int] = []
         self.delta: list[int] = []
+        self.text: str | None = "" if habits.sends_text else None
         self.finish_reason: str | None = None
         self.matched_stop: str | int | None = None
+        self._taken = 0
+        self._habits = habits
         self._params = params = request.sampling
+        self._streams = request.stream
         self._eos_token_ids = model.eos_token_ids
         self._vocab_size = model.vocab_size
         self._limit = model.max_model_len - len(prompt_token_ids)
         if params.max_tokens is not None:
             self._limit = min(self._limit, params.max_tokens)
-        self._logprob = script.logprob
-        self._matcher = StopMatcher(params.stop) if params.stop else None
+        self._script = script
+        stops = [stop for stop in params.stop if stop] if habits.knows_stops else []
+        self._matcher = StopMatcher(stops) if stops else None
+        self._ends_at_once = habits.knows_stops and "" in params.stop  # only SGLang takes an empty stop string
         self._detokenizer = tokenizer.detokenizer(
             prompt_token_ids,
             skip_special_tokens=params.skip_special_tokens,
             spaces_between_special_tokens=params.spaces_between_special_tokens,
         )
-        self._scripted_reason = script.finish
-        self._steps = self._scripted_steps(script, prompt, tokenizer)
+        self._full_stop = tokenizer.encode(".", add_special_tokens=False)[:1]
+        self._untold_ids: list[int] = []
+        self._untold = ""
+        self._told_end = ""  # of the text that was told, as much as a stop string may begin in
+        self._last_piece = 0  # characters of the token that came last
+        self._steps = self._scripted_steps(prompt, tokenizer)
         self._upcoming = next(self._steps, None)
 
     def step(self) -> None:
         """Generate the tokens of one step, up to the one that ends the choice."""
-        self.delta = []
         token_ids, self._upcoming = self._upcoming, next(self._steps, None)
+        if self._limit <= 0:
+            self.finish_reason = "length"
         for token_id in token_ids or ():
-            self.delta.append(token_id)
-            self.token_ids.append(token_id)
-            self._end_at(token_id)
             if self.finish_reason is not None:
-                return
-        if self._upcoming is None:
-            self.finish_reason = self._scripted_reason
+                break
+            self._untold_ids.append(token_id)
+            self._taken += 1
+            self._end_at(token_id)
+        if self._upcoming is None and self.finish_reason is None:
+            self.finish_reason = self._script.finish
+        self._push()
+
+    def abort(self) -> None:
+        """End the choice where it is."""
+        self.finish_reason = "abort"
+        self._push()
 
     def logprobs(self, token_ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
         """Made-up log probabilities, exact in a float32, if the request wants any."""
@@ -164,7 +186,7 @@ class _Choice:
             return ()
         entries = []
         for token_id in token_ids:
-            value = self._logprob if self._logprob is not None else -(token_id % 16) / 16
+            value = self._script.logprob if self._script.logprob is not None else -(token_id % 16) / 16
             # vLLM puts the sampled token before the others, also when no others are asked for.
             top = tuple(((token_id + place) % self._vocab_size, value - place) for place in range(1, wanted))
             entries.append(TokenLogprob(token_id=token_id, logprob=value, top=((token_id, value), *top)))
@@ -172,22 +194,79 @@ class _Choice:
 
     def _end_at(self, token_id: int) -> None:
         """End the choice if this token, just added, is its last."""
-        params, taken = self._params, len(self.token_ids)
+        params = self._params
         by_token = False
-        if taken >= params.min_tokens:
+        at_limit = self._taken >= self._limit
+        if at_limit and self._habits.length_first:
+            self.finish_reason = "length"
+        elif self._taken >= params.min_tokens:
             if token_id in self._eos_token_ids and not params.ignore_eos:
                 self.finish_reason, by_token = "stop", True
+                self.matched_stop = token_id if self._habits.names_eos else None
             elif token_id in params.stop_token_ids:
                 self.finish_reason, self.matched_stop, by_token = "stop", token_id, True
-        if not by_token and taken >= self._limit:
+        if not by_token and at_limit:
             self.finish_reason = "length"
-        # Text is looked at last and wins over the length. The text of a stop token is not looked at, unless it is to be shown.
-        if self._matcher is not None and (not by_token or params.include_stop_str_in_output):
-            self._matcher.feed(self._detokenizer.decode((token_id,)), check=taken > params.min_tokens)
+        # Text is looked at last and wins over vLLM's length. That of a stop token is not looked at, unless it is to be shown.
+        if by_token and not params.include_stop_str_in_output:
+            return
+        if self._ends_at_once and self.finish_reason is None:
+            self.finish_reason, self.matched_stop = "stop", ""
+        if self._matcher is None and self.text is None:
+            return
+        piece = self._detokenizer.decode((token_id,))
+        self._untold += piece
+        self._last_piece = len(piece)
+        if self._matcher is not None and not (self._habits.length_first and at_limit):
+            self._matcher.feed(piece, check=self._taken > params.min_tokens)
             if self._matcher.matched is not None:
                 self.finish_reason, self.matched_stop = "stop", self._matcher.matched
 
-    def _scripted_steps(self, script: Script, prompt: str, tokenizer: Tokenizer) -> Iterator[list[int]]:
+    def _push(self) -> None:
+        """Give out what the last step brought, as far as nothing holds it back."""
+        is_end = self.finish_reason is not None
+        if self._habits.holds == "tokens" and not is_end and self._waits():
+            self.delta, self.text = [], "" if self._habits.sends_text else None
+            return
+        self.delta, self._untold_ids = self._untold_ids, []
+        if not self._habits.sends_text:
+            self._untold = ""
+            return
+        text = self._untold
+        if is_end:
+            text = self._cut(text) if isinstance(self.matched_stop, str) else text + self._broken_end()
+        elif self._habits.holds == "text" and self._matcher is not None and not self._params.include_stop_str_in_output:
+            # vLLM's Rust front end counts in bytes.
+            data, window = text.encode(), max(len(stop.encode()) for stop in self._params.stop) - 1
+            text = data[: max(0, len(data) - window)].decode(errors="ignore")
+        self._untold = self._untold[len(text) :]
+        longest = max(map(len, self._params.stop), default=0)
+        self._told_end = (self._told_end + text)[-longest:] if longest else ""
+        self.text = text
+
+    def _waits(self) -> bool:
+        if not self._streams:
+            return len(self._untold_ids) < _UNARY_PUSH
+        return self._script.holds_stops and self._matcher is not None and bool(self._matcher.held)
+
+    def _cut(self, text: str) -> str:
+        """The text without the stop string that ends in the last token's piece. One that began in text already told stays."""
+        stop = str(self.matched_stop)
+        if not stop:
+            return ""
+        told = len(self._told_end)
+        start = (self._told_end + text).find(stop, max(0, told + len(text) - self._last_piece - len(stop) + 1)) - told
+        if self._params.include_stop_str_in_output:
+            return text[: start + len(stop)]
+        return text[:start] if start >= 0 else text
+
+    def _broken_end(self) -> str:
+        """U+FFFD for a character that will never be complete, as servers say it that send text."""
+        begun = self._detokenizer.peek(self._full_stop[0]).partition(".")[0] if self._full_stop else ""
+        return begun if _BROKEN in begun else ""
+
+    def _scripted_steps(self, prompt: str, tokenizer: Tokenizer) -> Iterator[list[int]]:
+        script = self._script
         if script.tokens is not None:
             yield from script.tokens
             return

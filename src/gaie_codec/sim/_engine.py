@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Final
 
 import msgspec
 
-from .. import Code, CodecError, InferenceRequest, MalformedRequestError, ModelInfo
+from .. import Code, CodecError, InferenceRequest, ModelInfo, SamplingParams
 from ..text import Tokenizer
-from ._answer import Answer, Event
+from ._answer import Answer
+from ._front import Event, Front
 from ._script import Script, take_script
 
 _DEFAULT_NAME: Final = "sim-model"
 _DEFAULT_MAX_MODEL_LEN: Final = 2048
-# vLLM's own limits: `--max-logprobs` and VLLM_MAX_N_SEQUENCES.
-_MAX_LOGPROBS: Final = 20
-_MAX_N: Final = 16384
 
 
 class StatusError(CodecError):
@@ -32,8 +30,9 @@ class StatusError(CodecError):
 class Engine:
     """Answers requests. `requests` are as received, `aborted` are the ids of those that were cancelled or aborted, both in order."""
 
-    def __init__(self, tokenizer: Tokenizer, model: ModelInfo, script: Script) -> None:
+    def __init__(self, tokenizer: Tokenizer, model: ModelInfo, script: Script, tokenizer_files: Mapping[str, bytes]) -> None:
         self.tokenizer = tokenizer
+        self.tokenizer_files = tokenizer_files
         self.model = _filled(model, tokenizer)
         self.script = script
         self.requests: list[InferenceRequest] = []
@@ -47,20 +46,26 @@ class Engine:
         return tuple(self._running.values())
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        """End these requests with finish_reason "abort". Ids that are not running are ignored, as in vLLM."""
+        """End these requests as the server would. Ids that are not running are ignored, as in vLLM."""
         for asked in request_ids:
             for event, request_id in self._running.items():
                 if request_id == asked and not event.is_set():
                     event.set()
                     self.aborted.append(request_id)
 
-    async def generate(self, request: InferenceRequest, send: Callable[[Event], Awaitable[None]]) -> None:
+    def check_health(self) -> None:
+        """The health check of servers that generate a token for it."""
+        self.requests.append(
+            InferenceRequest(request_id=f"HEALTH_CHECK_{len(self.requests)}", prompt_token_ids=[0], sampling=SamplingParams(max_tokens=1))
+        )
+
+    async def generate(self, request: InferenceRequest, front: Front, send: Callable[[Event], Awaitable[None]]) -> None:
         """Answer one request. Raises CodecError with the code and the message of the status to end with."""
         self.requests.append(request)
         abort = asyncio.Event()
         self._running[abort] = request.request_id
         try:
-            await self._answer(request, send, abort)
+            await self._answer(request, front, send, abort)
         except asyncio.CancelledError:
             if not abort.is_set():
                 self.aborted.append(request.request_id)
@@ -68,50 +73,44 @@ class Engine:
         finally:
             del self._running[abort]
 
-    async def _answer(self, request: InferenceRequest, send: Callable[[Event], Awaitable[None]], abort: asyncio.Event) -> None:
-        token_ids = request.prompt_token_ids
-        if request.prompt_text is not None:
-            token_ids = self.tokenizer.encode(request.prompt_text, add_special_tokens=True)
-        self._check(request, token_ids)
-        prompt = self.tokenizer.detokenizer((), skip_special_tokens=False).decode(token_ids)
-        prompt, script = take_script(prompt)
-        script = script or self.script
-        answer = Answer(request, prompt, token_ids, script, self.tokenizer, self.model)
+    async def _answer(
+        self, request: InferenceRequest, front: Front, send: Callable[[Event], Awaitable[None]], abort: asyncio.Event
+    ) -> None:
+        try:
+            answer, script, prompt_tokens = self._begin(request, front)
+        except CodecError as error:
+            for event in front.refuse(error):
+                await send(event)
+            return
+        for event in front.begin(script, prompt_tokens):
+            await send(event)
         sent = 0
-        while not answer.finished:
-            _fail_if_due(script, sent)
+        while not answer.finished and not _is_due(script, sent):
             await _pause(answer.delay_ms, abort)
-            for event in answer.abort() if abort.is_set() else answer.step():
-                _fail_if_due(script, sent)
+            events = front.abort(answer.abort()) if abort.is_set() else [event for step in answer.step() for event in front.tell(step)]
+            for event in events:
+                if _is_due(script, sent):
+                    break
                 await send(event)
                 sent += 1
         if script.error is not None:
-            raise StatusError(Code[script.error.code], script.error.message)
+            for event in front.fail(StatusError(Code[script.error.code], script.error.message), answer.running, sent):
+                await send(event)
 
-    def _check(self, request: InferenceRequest, token_ids: list[int]) -> None:
-        """Refuse what vLLM refuses. Raises MalformedRequestError."""
-        model, params = self.model, request.sampling
-        if not token_ids:
-            raise MalformedRequestError("The decoder prompt cannot be empty")
-        if len(token_ids) >= model.max_model_len:
-            raise MalformedRequestError(
-                f"The decoder prompt (length {len(token_ids)}) is longer than the maximum model length of {model.max_model_len}."
-            )
-        if max(token_ids) >= model.vocab_size:
-            raise MalformedRequestError(f"Token id {max(token_ids)} is out of vocabulary")
-        if params.max_tokens is not None and params.max_tokens < max(1, params.min_tokens):
-            raise MalformedRequestError(f"max_tokens must be at least 1 and min_tokens, got {params.max_tokens}.")
-        if params.n > _MAX_N:
-            raise MalformedRequestError(f"n must be at most {_MAX_N}, got {params.n}.")
-        if params.logprobs is not None and not 0 <= params.logprobs <= _MAX_LOGPROBS:
-            raise MalformedRequestError(f"logprobs must be between 0 and {_MAX_LOGPROBS}, got {params.logprobs}.")
-        if "" in params.stop:
-            raise MalformedRequestError("stop cannot contain an empty string.")
+    def _begin(self, request: InferenceRequest, front: Front) -> tuple[Answer, Script, int]:
+        """The answer, the script that it follows, and the length of the prompt. Raises CodecError for what the server refuses."""
+        token_ids = request.prompt_token_ids
+        if request.prompt_text is not None:
+            token_ids = self.tokenizer.encode(request.prompt_text, add_special_tokens=True)
+        front.check(token_ids, self.model)
+        prompt = self.tokenizer.detokenizer((), skip_special_tokens=False).decode(token_ids)
+        prompt, taken = take_script(prompt)
+        script = taken or self.script
+        return Answer(request, prompt, token_ids, script, self.tokenizer, self.model, front.habits), script, len(token_ids)
 
 
-def _fail_if_due(script: Script, sent: int) -> None:
-    if script.error is not None and sent >= script.error.after:
-        raise StatusError(Code[script.error.code], script.error.message)
+def _is_due(script: Script, sent: int) -> bool:
+    return script.error is not None and sent >= script.error.after
 
 
 async def _pause(delay_ms: float, abort: asyncio.Event) -> None:

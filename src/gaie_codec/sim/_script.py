@@ -38,9 +38,10 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     delay_ms: _Milliseconds = 0
     first_delay_ms: _Milliseconds | None = None
     finish: str = "stop"
-    counts: Literal["delta", "cumulative"] = "delta"
+    counts: Literal["delta", "cumulative"] | None = None
     complete: bool = True
     empty_chunks: _Count = 0
+    holds_stops: bool = True
     cached_tokens: _Count = 0
     logprob: float | None = None
     error: Failure | None = None

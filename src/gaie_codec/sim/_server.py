@@ -1,4 +1,5 @@
-"""The simulated model server on a port: the dialect's service, grpc.health.v1 and reflection, on raw message classes of one snapshot."""
+"""The simulated model server on a port: the dialect's services on raw message classes of one snapshot, with grpc.health.v1 and
+reflection where the real server has them."""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from .. import CodecError, InferenceRequest, ModelInfo, UsageError, adapters, sn
 from ..adapters.base import Adapter
 from ..text import Tokenizer
 from ..tokenizer_sources import load_tokenizer, read_files
-from . import _vllm_engine
+from . import _sglang_api, _sglang_runtime, _sglang_scheduler, _vllm_engine, _vllm_inference
 from ._engine import Engine
 from ._script import Script
+from ._services import Services
 
 try:
     import grpc
@@ -26,12 +28,15 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(f"gaie_codec.sim needs the package of {error.name}: pip install gaie-codec[sim]", name=error.name) from error
 
-_Methods = Callable[[Adapter, Engine, Mapping[str, bytes]], dict[str, Any]]
-_DIALECTS: Final[Mapping[str, Mapping[str, _Methods]]] = MappingProxyType(
-    {"vllm.engine": MappingProxyType({_vllm_engine.SERVICE: _vllm_engine.methods})}
+_DIALECTS: Final[Mapping[str, Callable[[Adapter, Engine], Services]]] = MappingProxyType(
+    {
+        "vllm.engine": _vllm_engine.services,
+        "vllm.inference": _vllm_inference.services,
+        "sglang.scheduler": _sglang_scheduler.services,
+        "sglang.runtime": _sglang_runtime.services,
+        "sglang.api": _sglang_api.services,
+    }
 )
-"""The methods of every service of a dialect."""
-
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -61,17 +66,17 @@ class SimServer:
         if dialect not in _DIALECTS:
             raise UsageError(f"no simulated server for dialect {dialect!r}; there are: {', '.join(_DIALECTS)}")
         self.adapter: Final = adapters.get(snapshots.load(dialect, snapshot))
-        self._tokenizer_files: dict[str, bytes] = {}
+        files: dict[str, bytes] = {}
         if isinstance(tokenizer, str):
             source, tokenizer = tokenizer, load_tokenizer(tokenizer)
-            self._tokenizer_files = read_files(source)
-        self._engine = Engine(tokenizer, model if model is not None else ModelInfo(), script if script is not None else Script())
+            files = read_files(source)
+        self._engine = Engine(tokenizer, model if model is not None else ModelInfo(), script if script is not None else Script(), files)
         self._server: Any = None
         self._health: Any = None
 
     @property
     def model(self) -> ModelInfo:
-        """What GetModelInfo tells."""
+        """What the server tells of its model."""
         return self._engine.model
 
     @property
@@ -98,19 +103,21 @@ class SimServer:
             raise UsageError(f"listen {address}: not of the form HOST:PORT")
         snapshot = self.adapter.snapshot
         server = grpc.aio.server(options=_OPTIONS)
-        for service, methods in _DIALECTS[self.adapter.dialect].items():
+        services = _DIALECTS[self.adapter.dialect](self.adapter, self._engine)
+        for service, methods in services.methods.items():
             handlers = {
-                name: self._handler(service, name, method)
-                for name, method in methods(self.adapter, self._engine, self._tokenizer_files).items()
-                if snapshot.has_method(service, name)
+                name: self._handler(service, name, method) for name, method in methods.items() if snapshot.has_method(service, name)
             }
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        self._health = health.aio.HealthServicer()
-        for service in snapshot.services:
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        described = (*snapshot.services, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(described, server, pool=self._described_pool())
+        self._health = None
+        if services.has_health:
+            self._health = health.aio.HealthServicer()
+            for service in snapshot.services:
+                await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if services.has_reflection:
+            described = (*snapshot.services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(described, server, pool=self._described_pool())
         try:
             port: int = server.add_insecure_port(address)
         except RuntimeError as error:
@@ -124,7 +131,8 @@ class SimServer:
         """Cancel what runs and close the port."""
         server, self._server = self._server, None
         if server is not None:
-            await self._health.enter_graceful_shutdown()
+            if self._health is not None:
+                await self._health.enter_graceful_shutdown()
             await server.stop(_GRACE_S)
 
     def _handler(self, service: str, name: str, method: Callable[[Any, Any], Any]) -> Any:

@@ -1,25 +1,48 @@
-"""The methods of `vllm.grpc.engine.VllmEngine`, for any snapshot of dialect `vllm.engine`.
+"""`vllm.grpc.engine.VllmEngine`, for any snapshot of dialect `vllm.engine`: the smg servicers in front of vLLM.
 
-What a snapshot lacks, and what is not simulated (Embed, GetLoads, FlushCache, ...), is UNIMPLEMENTED.
+Embed, GetLoads, FlushCache and their like are not simulated.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from .. import Code
-from ..adapters.base import Adapter
-from ._answer import Event
-from ._engine import Engine, StatusError
-from ._tokenizer_files import chunks, encode_archive
+from .. import MalformedRequestError, ModelInfo
+from ._front import Event, Front, check_prompt, two_servicers
+from ._services import Services, get_tokenizer
+
+if TYPE_CHECKING:
+    from ..adapters.base import Adapter, Convention
+    from ._engine import Engine
+    from ._script import Script
 
 SERVICE = "vllm.grpc.engine.VllmEngine"
+# vLLM's own limits: `--max-logprobs` and VLLM_MAX_N_SEQUENCES.
+_MAX_LOGPROBS: Final = 20
+_MAX_N: Final = 16384
 
 
-def methods(adapter: Adapter, engine: Engine, tokenizer_files: Mapping[str, bytes]) -> dict[str, Any]:
-    """Coroutines `(request, context)` by method name. They raise CodecError to end with its code."""
+class _Front(Front):
+    def convention(self, script: Script) -> Convention:
+        return two_servicers(self.adapter.convention, script)
+
+    def check(self, token_ids: Sequence[int], model: ModelInfo) -> None:
+        params = self.request.sampling
+        check_prompt(token_ids, model)
+        if params.max_tokens is not None and params.max_tokens < max(1, params.min_tokens):
+            raise MalformedRequestError(f"max_tokens must be at least 1 and min_tokens, got {params.max_tokens}.")
+        if params.n > _MAX_N:
+            raise MalformedRequestError(f"n must be at most {_MAX_N}, got {params.n}.")
+        if params.logprobs is not None and not 0 <= params.logprobs <= _MAX_LOGPROBS:
+            raise MalformedRequestError(f"logprobs must be between 0 and {_MAX_LOGPROBS}, got {params.logprobs}.")
+        if "" in params.stop:
+            raise MalformedRequestError("stop cannot contain an empty string.")
+
+
+def services(adapter: Adapter, engine: Engine) -> Services:
+    """The one service."""
     snapshot = adapter.snapshot
     started = time.monotonic()
 
@@ -30,7 +53,8 @@ def methods(adapter: Adapter, engine: Engine, tokenizer_files: Mapping[str, byte
         async def send(event: Event) -> None:
             await context.write(adapter.encode_response(event))
 
-        await engine.generate(adapter.decode_request(message), send)
+        request = adapter.decode_request(message)
+        await engine.generate(request, _Front(adapter, request), send)
 
     async def abort(message: Any, _: Any) -> Any:
         engine.abort(message.request_ids)
@@ -52,20 +76,12 @@ def methods(adapter: Adapter, engine: Engine, tokenizer_files: Mapping[str, byte
         answer.server_type = "vllm-grpc"
         return answer
 
-    async def get_tokenizer(_message: Any, context: Any) -> None:
-        if not tokenizer_files:
-            raise StatusError(Code.FAILED_PRECONDITION, "the model has no tokenizer directory")
-        for data, sha256 in chunks(encode_archive(tokenizer_files)):
-            chunk = response("GetTokenizer")
-            chunk.data = data
-            chunk.sha256 = sha256
-            await context.write(chunk)
-
-    return {
+    methods = {
         "Generate": generate,
         "Abort": abort,
         "HealthCheck": health_check,
         "GetModelInfo": get_model_info,
         "GetServerInfo": get_server_info,
-        "GetTokenizer": get_tokenizer,
+        "GetTokenizer": get_tokenizer(snapshot, SERVICE, engine.tokenizer_files),
     }
+    return Services(methods={SERVICE: methods}, has_health=True, has_reflection=True)

@@ -2,7 +2,7 @@
 
     openai_requests()                            bodies of POST /v1/chat/completions that every dialect can be asked
     inference_requests(adapter)                  what one adapter carries, with floats that a 32-bit float holds
-    event_streams(request)                       what a server may answer to it
+    event_streams(request, adapter)              what a server of that dialect may answer to it
     messages(snapshot, "GenerateRequest")        any message of any snapshot, from its descriptors
     partitions(data)                             bytes as networks cut them
     ByteTokenizer()                              a tokenizer that needs no files: one token for each byte of UTF-8

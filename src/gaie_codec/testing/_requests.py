@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from .. import Constraint, InferenceRequest, SamplingParams
+from .. import Constraint, InferenceRequest, Media, SamplingParams
 from ..adapters.base import Adapter
 
 _TEXT: Final = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8)
 _NAME: Final = st.text("abcdefghijklmnopqrstuvwxyz-0123456789", min_size=1, max_size=12)
 _SCHEMAS: Final = st.sampled_from(({}, {"type": "object"}, {"type": "string", "maxLength": 5}))
 _MAX_COUNT: Final = 2**31 - 1
+_KINDS: Final = ("image", "video", "audio")
+_MEDIA: Final = st.builds(Media, kind=st.sampled_from(_KINDS), url=st.sampled_from(("https://host/a", "data:text/plain,b")))
 
 
 def _floats(low: float, high: float, *, exclude_min: bool = False) -> SearchStrategy[float]:
@@ -88,12 +91,16 @@ def inference_requests(adapter: Adapter) -> SearchStrategy[InferenceRequest]:
         "priority": st.integers(-100, 100),
         "cache_salt": _NAME,
         "lora_name": _NAME,
-        "data_parallel_rank": st.integers(0, 7),
+        "data_parallel_rank": _counts(adapter, "data_parallel_rank", 0, 7),
         "kv_transfer_params": st.sampled_from(("{}", '{"remote_port":5,"do_remote_decode":true}')),
+        "session_id": _NAME,
+        "trace_headers": st.just({"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}),
+        "return_token_ids": st.booleans(),
+        "media": st.lists(_MEDIA, max_size=3).map(lambda drawn: tuple(sorted(drawn, key=lambda one: _KINDS.index(one.kind)))),
     }
     sampling = _optional(_sampling(adapter), carried).map(lambda drawn: SamplingParams(**drawn))
     return st.builds(
-        lambda request_id, prompt, sampling, rest: InferenceRequest(request_id=request_id, sampling=sampling, **prompt, **rest),
+        lambda request_id, prompt, sampling, rest: InferenceRequest(request_id=request_id, sampling=sampling, **_together(prompt, rest)),
         _NAME,
         st.one_of(prompts) if prompts else st.just({}),
         sampling,
@@ -101,15 +108,23 @@ def inference_requests(adapter: Adapter) -> SearchStrategy[InferenceRequest]:
     )
 
 
+def _together(prompt: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
+    # Media stand where the tokens of the prompt say so, and ids come back only from a prompt of ids.
+    with_ids = rest if "prompt_text" not in prompt else {name: rest[name] for name in rest if name not in ("media", "return_token_ids")}
+    return prompt | with_ids
+
+
 def _optional(fields: dict[str, SearchStrategy[Any]], carried: frozenset[str]) -> SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({}, optional={name: values for name, values in fields.items() if name in carried or name == "constraint"})
 
 
-def _sampling(adapter: Adapter) -> dict[str, SearchStrategy[Any]]:
-    def counts(name: str, low: int, high: int = _MAX_COUNT) -> SearchStrategy[int]:
-        lowest, highest = adapter.ranges.get(name, (low, high))
-        return st.integers(int(max(low, lowest)), int(min(high, highest)))
+def _counts(adapter: Adapter, name: str, low: int, high: int = _MAX_COUNT) -> SearchStrategy[int]:
+    lowest, highest = adapter.ranges.get(name, (low, high))
+    return st.integers(int(max(low, lowest)), int(min(high, highest)))
 
+
+def _sampling(adapter: Adapter) -> dict[str, SearchStrategy[Any]]:
+    counts = partial(_counts, adapter)
     token_ids = st.lists(st.integers(0, _MAX_COUNT), min_size=1, max_size=3).map(tuple)
     return {
         "temperature": _floats(0, 2),

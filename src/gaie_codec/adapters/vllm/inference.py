@@ -110,8 +110,6 @@ def adapter(snapshot: Snapshot) -> Adapter:
     has_multimodal = has_control and snapshot.has_field("ModelInfo", "supports_multimodal")
     has_presence = snapshot.message("RandomSampling").DESCRIPTOR.fields_by_name["top_k"].has_presence
     has_cached_tokens = snapshot.has_field("FinishInfo", "num_cached_tokens")
-    # Seen in 0.22.1 to 0.25.1: an answer without text of its own comes with the text of the prompt.
-    echoes_prompt = snapshot.name == "0.25.1"
     has_media_uuid = has_path(request_type, "media.uuid")
     # The schema of 0.22 to 0.25. A stop string and a character of several tokens end the process of 0.22, and no release of these can be
     # told from another by its schema.
@@ -235,11 +233,10 @@ def adapter(snapshot: Snapshot) -> Adapter:
     def decode_finish(output: Any) -> FinishEvent:
         info = output.finish_info
         which = info.WhichOneof("stop_reason")
-        is_empty = info.num_output_tokens <= (which in ("eos_token_id", "stop_token_id"))
         return FinishEvent(
             index=output.index,
             token_ids=output.token_ids[:],
-            text="" if is_empty and echoes_prompt else output.text,
+            text=output.text,
             logprobs=_decode_logprobs(output) if output.logprobs else (),
             is_delta=True,
             finish_reason=_REASONS[info.finish_reason] if info.finish_reason < len(_REASONS) else "stop",
