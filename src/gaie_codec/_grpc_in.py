@@ -12,6 +12,7 @@ from ._errors import MalformedRequestError, UnsupportedEndpointError, UpstreamEr
 from ._events import InferenceRequest
 from ._framing import FrameDecoder
 from ._metadata import FORWARDED
+from .snapshots import is_repeated
 
 if TYPE_CHECKING:
     from .adapters.base import Adapter
@@ -73,14 +74,15 @@ def unread(adapter: Adapter, message: Any) -> list[str]:
 
 
 def _unread(message: Any, prefix: str, known: set[str]) -> list[str]:
-    found = []
+    found: list[str] = []
     for field, value in message.ListFields():
         path = f"{prefix}{field.name}"
         if path in known:
             continue
         inside = f"{path}."
         if field.message_type is not None and any(one.startswith(inside) for one in known):
-            found += _unread(value, inside, known)
+            parts = value if is_repeated(field) else (value,)
+            found += dict.fromkeys(name for part in parts for name in _unread(part, inside, known))
         else:
             found.append(path)
     return found

@@ -40,6 +40,17 @@ class Convention(msgspec.Struct, frozen=True, kw_only=True):
     """Several choices are told apart by `choice_id`."""
 
 
+class RequestCoder(msgspec.Struct, frozen=True, kw_only=True):
+    """The request half of an adapter whose requests have a module of their own. The fields are those of `Adapter`."""
+
+    sends: Mapping[str, str]
+    emulates: Mapping[str, str]
+    also_reads: frozenset[str]
+    ranges: Mapping[str, tuple[float, float]]
+    encode: Callable[[InferenceRequest], Message]
+    decode: Callable[[Any], InferenceRequest]
+
+
 class Passthrough(msgspec.Struct, frozen=True, kw_only=True):
     """The methods of a server that takes OpenAI JSON as it is, by kind of request: chat, completions, embeddings, ..."""
 

@@ -7,9 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
+from google.protobuf.json_format import MessageToDict
 
 from .._errors import MalformedMessageError
 from .._events import TokenLogprob
+
+MAX_INTEGER: Final = 2**53 - 1
+"""What a Struct holds exactly: its numbers are doubles."""
 
 # Those that mean something outside of a character class. `re.escape` escapes more, which not every grammar engine takes.
 _META: Final = re.compile(r"[\\.^$*+?()\[\]{}|]")
@@ -68,3 +72,22 @@ def decode_json_object(text: str, field: str) -> dict[str, Any]:
 def regex_of_choices(choices: Iterable[str]) -> str:
     """A pattern that matches just these texts."""
     return "(?:" + "|".join(_META.sub(r"\\\g<0>", choice) for choice in choices) + ")"
+
+
+def encode_struct(value: dict[str, Any], struct: Any) -> None:
+    """A JSON object into a Struct."""
+    struct.SetInParent()  # an empty object says something too
+    struct.update(value)
+
+
+def json_text_of(struct: Any) -> str:
+    """A Struct as JSON text. Its numbers are doubles; those that are whole are written as integers, as they were sent."""
+    return msgspec.json.encode(_whole(MessageToDict(struct))).decode()
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_INTEGER else value
