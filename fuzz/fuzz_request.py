@@ -10,21 +10,19 @@ from __future__ import annotations
 import json
 import sys
 
+from dialects import TOKENIZER, answer, frames, transcoders
 from harness import ACCEPTED, Cut, run
 
-from gaie_codec import BodyChunk, CodecError, FinishEvent, Transcoder, encode_error_response, encode_frame
-from gaie_codec.tokenizer_sources import load_tokenizer
+from gaie_codec import BodyChunk, CodecError, Transcoder, encode_error_response
 
-TOKENIZER = load_tokenizer("builtin")
-TRANSCODERS = [
-    Transcoder("vllm.engine", tokenizer=TOKENIZER),
-    Transcoder("vllm.engine", tokenizer=TOKENIZER, snapshot="intree-0.14.0", unsupported="drop"),
-]
+TRANSCODERS = [*transcoders().values(), Transcoder("vllm.engine", snapshot="intree-0.14.0", tokenizer=TOKENIZER, unsupported="drop")]
+HELLO = TOKENIZER.encode("Hello", add_special_tokens=False)
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 USER = {"role": "user", "content": "Hi"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 CALLED = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
 CORPUS = [
-    json.dumps({"messages": [USER], **fields}).encode()
+    json.dumps({"messages": [USER], "prompt": ["a", [5, 6]], **fields}).encode()
     for fields in (
         {},
         {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}, "model": "m"},
@@ -45,26 +43,32 @@ CORPUS = [
 
 
 def target(data: bytes, cut: Cut) -> tuple[object, ...]:
-    """What becomes of a body with the newest snapshot, and then of the same with the oldest."""
-    new, old = (_answer(transcoder, data, cut) for transcoder in TRANSCODERS)
-    return (*new, *old)
+    """What becomes of a body at both endpoints of one dialect, which its bytes choose."""
+    transcoder = TRANSCODERS[sum(data) % len(TRANSCODERS)]
+    chat, completions = (_answer(transcoder, path, data, cut) for path in (CHAT, COMPLETIONS))
+    outcomes = [chat[0], completions[0]]
+    return (ACCEPTED if ACCEPTED in outcomes else outcomes[0], *chat, *completions)
 
 
-def _answer(transcoder: Transcoder, data: bytes, cut: Cut) -> tuple[object, ...]:
+def _answer(transcoder: Transcoder, path: str, data: bytes, cut: Cut) -> tuple[object, ...]:
     try:
-        call = transcoder.request("POST", "/v1/chat/completions", (), data, request_id="r")
+        call = transcoder.request("POST", path, (), data, request_id="r")
     except CodecError as error:
         head, chunk, _ = encode_error_response(error)
         outcome = type(error).__name__, error.param
     else:
-        events = [FinishEvent(index=index, token_ids=[42, 1536, 81]) for index in range(min(call.inference.sampling.n, 100))]
-        body = b"".join(encode_frame(transcoder.adapter.encode_response(event).SerializeToString()) for event in events)
+        if sum(one.choices for one in call.calls) > 100:
+            return ("too much to answer",)
         response = call.response(created=1)
-        outputs = [*response.receive_headers()]
-        for piece in cut(body):
-            outputs += response.receive_data(piece)
-        outputs += response.receive_trailers({"grpc-status": "0"})
+        outputs = []
+        for place, one in enumerate(call.calls):
+            body = frames(transcoder, one.path, answer(transcoder, one, HELLO))
+            outputs += [*response.receive_headers(call=place)]
+            for piece in cut(body):
+                outputs += response.receive_data(piece, call=place)
+            outputs += response.receive_trailers({"grpc-status": "0"}, call=place)
         assert response.ended
+        assert response.error is None or call.is_passthrough, response.error
         return ACCEPTED, b"".join(output.data for output in outputs if isinstance(output, BodyChunk))
     assert 400 <= head.status < 500
     json.loads(chunk.data)

@@ -1,8 +1,9 @@
 """What model servers send, what networks and faults make of it, and what a client then sees.
 
-A `Script` is what a server generates, free of any wire. `events_of` tells it in one `Convention`, as one server or another would;
-`frames_of` puts the events on the wire with an adapter; `partitions` and `damaged` do to bytes what happens to bytes. `answer_to` plays
-a stream into a `Call` and holds the answer against the contract that every answer keeps. Nothing here knows a particular dialect.
+A `Script` is what a server generates, free of any wire. `events_of` tells it in one `Convention`, as one server of token ids or another
+would; `told` tells it as servers of one adapter's dialect do, for each of the calls that a request takes. `frames_of` puts the events on
+the wire with an adapter; `partitions` and `damaged` do to bytes what happens to bytes. `answer_to` plays streams into a `Call` and holds
+the answer against the contract that every answer keeps. Nothing here knows a particular dialect.
 """
 
 from __future__ import annotations
@@ -18,20 +19,29 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from gaie_codec import (
     BodyChunk,
     Call,
+    CancelCall,
     CodecError,
+    Constraint,
     EndOfBody,
     FinishEvent,
+    InferenceRequest,
+    PromptEvent,
     ResponseHead,
     SSEDecoder,
     State,
     TokenLogprob,
     TokensEvent,
+    UpstreamCall,
     Usage,
     encode_frame,
 )
+from gaie_codec._conventions import Teller
+from gaie_codec.adapters import base
 from gaie_codec.adapters.base import Adapter
+from gaie_codec.adapters.wire import regex_of_choices
+from gaie_codec.text import Tokenizer
 
-Event = TokensEvent | FinishEvent
+Event = TokensEvent | FinishEvent | PromptEvent
 
 OK_TRAILERS = (("grpc-status", "0"),)
 
@@ -175,6 +185,115 @@ def _finish(script: Script, index: int, convention: Convention) -> FinishEvent:
     )
 
 
+# As a server of one dialect tells it
+
+
+def neighbours(adapter: Adapter) -> tuple[base.Convention, ...]:
+    """The convention of the dialect, and what servers of it are known to do, or may do, instead."""
+    own = adapter.convention
+    if own.names_choices:  # SGLang streams incrementally when it is told to
+        return own, msgspec.structs.replace(own, is_cumulative=False)
+    if own.joins_finish:
+        return (own,)
+    repeats: tuple[Any, ...] = ("last", "all", "nothing")
+    return tuple(msgspec.structs.replace(own, counts=counts, repeats=repeated) for counts in ("delta", "total") for repeated in repeats)
+
+
+def told(
+    script: Script,
+    call: UpstreamCall,
+    adapter: Adapter,
+    tokenizer: Tokenizer,
+    *,
+    convention: base.Convention | None = None,
+    streams: bool | None = None,
+    joined: bool = True,
+) -> list[Event]:
+    """The part of the script that answers one call. `joined` brings the last tokens with the finish, where the convention can.
+
+    `streams` None is what the call asks for. The text of a server that sends text is that of the tokens, stop strings and all.
+    """
+    request = call.inference if streams is None else msgspec.structs.replace(call.inference, stream=streams)
+    sends_text = adapter.sends_text or (request.prompt_text is not None and adapter.answers_text_with_text)
+    teller = Teller(convention or adapter.convention, request, sends_text=sends_text)
+    prompt: dict[str, Any] = {"prompt_tokens": script.prompt_tokens, "cached_tokens": script.cached_tokens}
+    choices = range(call.first_index, call.first_index + call.choices)
+    skips = request.sampling.skip_special_tokens
+    detokenizers = {index: tokenizer.detokenizer(request.prompt_token_ids, skip_special_tokens=skips) for index in choices}
+    done = dict.fromkeys(choices, 0)
+    events: list[Event] = []
+
+    def tokens(index: int, step: int) -> TokensEvent:
+        piece = script.choices[index].pieces[step]
+        text = detokenizers[index].decode(piece.token_ids) if sends_text else None
+        return TokensEvent(index=index - choices.start, token_ids=list(piece.token_ids), text=text, logprobs=piece.logprobs, **prompt)
+
+    for index in script.turns:
+        if index not in choices:
+            continue
+        choice, step = script.choices[index], done[index]
+        done[index] += 1
+        is_last = step == len(choice.pieces) - 1
+        if step < len(choice.pieces) and not (joined and is_last):
+            events += teller.gain(tokens(index, step))
+        elif step == len(choice.pieces):
+            finish = FinishEvent(
+                index=index - choices.start, finish_reason=choice.finish_reason, matched_stop=choice.matched_stop, **prompt
+            )
+            last = tokens(index, step - 1) if joined and choice.pieces else None
+            events += teller.finish(finish, last=last)
+    return [_without_ids(event) for event in events] if _leaves_ids_out(adapter, request) else events
+
+
+def _leaves_ids_out(adapter: Adapter, request: InferenceRequest) -> bool:
+    return "return_token_ids" in adapter.sends and not request.return_token_ids and request.sampling.logprobs is None
+
+
+def _without_ids(event: Event) -> Event:
+    return event if isinstance(event, PromptEvent) else msgspec.structs.replace(event, token_ids=[])
+
+
+def streams_of(script: Script, call: Call, tokenizer: Tokenizer, *, encoding: str = "identity", **how: Any) -> list[bytes]:
+    """The response bodies that bring the script, one for each call."""
+    adapter = call.transcoder.adapter
+    return [frames_of(adapter, told(script, one, adapter, tokenizer, **how), encoding=encoding) for one in call.calls]
+
+
+# What of a request comes back from the wire
+
+
+_ANY_OBJECT = '{"type": "object"}'
+
+
+def as_read(adapter: Adapter, request: InferenceRequest) -> InferenceRequest:
+    """What the adapter decodes of a request that it encoded: all but what this wire has no place for, with what an unset field means."""
+    sampling = request.sampling
+    changed: dict[str, Any] = {
+        name: _default(type(sampling), name) for name in adapter.emulates if name in type(sampling).__struct_fields__
+    }
+    if sampling.temperature is None and adapter.dialect in ("vllm.inference", "sglang.scheduler"):
+        changed["temperature"] = 1.0  # always sent
+    if sampling.max_tokens is None and adapter.default_max_tokens is not None:
+        changed["max_tokens"] = adapter.default_max_tokens  # what the server takes it for
+    constraint = sampling.constraint
+    if constraint is not None and constraint.kind == "choice" and "constraint.choice" in adapter.emulates:
+        changed["constraint"] = Constraint(kind="regex", value=regex_of_choices(constraint.value))
+    if constraint == Constraint(kind="json_schema", value=_ANY_OBJECT) and "constraint.json_object" in adapter.emulates:
+        changed["constraint"] = Constraint(kind="json_object")  # how such a server is asked for one
+    outer = {
+        name: _default(InferenceRequest, name)
+        for name in adapter.emulates
+        if name in InferenceRequest.__struct_fields__ and name != "prompt_text"
+    }
+    if request.sampling.logprobs is not None:
+        outer["return_token_ids"] = False  # ids come with them
+    return msgspec.structs.replace(request, sampling=msgspec.structs.replace(sampling, **changed), **outer)
+
+
+def _default(kind: type[msgspec.Struct], name: str) -> Any:
+    return next(field.default for field in msgspec.structs.fields(kind) if field.name == name) if name != "trace_headers" else {}
+
+
 # On the wire
 
 
@@ -264,28 +383,60 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def answer_to(
+def answer_to(call: Call, pieces: Iterable[bytes], **how: Any) -> Answer:
+    """Play one response: bytes in `pieces` (or messages, when not `framed`), then `trailers`, or for None the end without any.
+
+    AssertionError when the outputs break the contract: the head first and once, the end once and last, `ended` and `state` in step.
+    """
+    return answer_to_all(call, [pieces], **how)
+
+
+def answer_to_all(
     call: Call,
-    pieces: Iterable[bytes],
+    streams: Sequence[Iterable[bytes]],
     *,
+    order: Iterable[int] | None = None,
+    obeys_cancel: bool = True,
     trailers: Iterable[tuple[str, str]] | Mapping[str, str] | None = OK_TRAILERS,
     headers: Iterable[tuple[str, str]] | Mapping[str, str] = (),
     status: int = 200,
     framed: bool = True,
     created: int = 1700000000,
 ) -> Answer:
-    """Play one response: bytes in `pieces` (or messages, when not `framed`), then `trailers`, or for None the end without any.
-
-    AssertionError when the outputs break the contract: the head first and once, the end once and last, `ended` and `state` in step.
-    """
+    """Likewise for a request that takes several calls. `order` says which of them brings its next piece; what it leaves over comes in the
+    order of the calls. A host that does not obey a CancelCall feeds what the server had sent already."""
     response = call.response(created=created)
-    outputs = [*response.receive_headers(headers, status=status)]
-    for piece in pieces:
+    outputs: list[Any] = []
+    cancelled: set[int] = set()
+    waiting = [list(pieces) for pieces in streams]
+    assert len(waiting) == len(call.calls)
+
+    def take(received: Sequence[Any]) -> None:
+        for output in received:
+            if isinstance(output, CancelCall):
+                assert output.call not in cancelled, "cancelled twice"
+                cancelled.add(output.call)
+            else:
+                outputs.append(output)
+
+    def feed(place: int) -> None:
+        piece = waiting[place].pop(0)
+        if place in cancelled and obeys_cancel:
+            return
         was_ended = response.ended
-        received = response.receive_data(piece) if framed else response.receive_message(piece)
+        received = response.receive_data(piece, call=place) if framed else response.receive_message(piece, call=place)
         assert not (was_ended and received), "output after the end"
-        outputs += received
-    outputs += response.receive_eof() if trailers is None else response.receive_trailers(trailers)
+        take(received)
+
+    for place in range(len(waiting)):
+        take(response.receive_headers(headers, status=status, call=place))
+    for place in order or ():
+        if waiting[place]:
+            feed(place)
+    for place, pieces in enumerate(waiting):
+        while pieces:
+            feed(place)
+        take(response.receive_eof(call=place) if trailers is None else response.receive_trailers(trailers, call=place))
 
     assert response.ended
     assert response.state in (State.CLOSED, State.ERROR)

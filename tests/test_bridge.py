@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 
 from gaie_codec import (
@@ -16,6 +17,7 @@ from gaie_codec import (
     InferenceRequest,
     Limits,
     MalformedRequestError,
+    Media,
     Observer,
     ResponseHead,
     SamplingParams,
@@ -210,6 +212,67 @@ def test_bare_messages_for_hosts_whose_library_frames():
     assert b"".join(encode_frame(one.data) for one in bare if isinstance(one, BodyChunk)) == b"".join(
         one.data for one in framed if isinstance(one, BodyChunk)
     )
+
+
+def test_what_a_newer_client_says_is_not_lost():
+    bridge = Bridge("vllm.engine", "sglang.scheduler", tokenizer=TOKENIZER)
+    message = (
+        bridge.inbound.encode_request(InferenceRequest(request_id="r", prompt_token_ids=[5])).SerializeToString() + b"\xba\x3e\x05hello"
+    )
+    with pytest.raises(UnsupportedFieldError) as refused:
+        bridge.request_message(bridge.inbound.generate_path, [], message)
+    assert refused.value.param == "field 999"
+
+
+@pytest.mark.parametrize("n", [-2, 2**31 - 1])
+@pytest.mark.parametrize("outbound", ["vllm.inference", "sglang.scheduler"])
+def test_choices_beyond_measure_are_refused_before_they_cost_anything(outbound, n):
+    bridge = Bridge("sglang.api", outbound, tokenizer=TOKENIZER)
+    message = bridge.inbound.encode_request(InferenceRequest(request_id="r", prompt_token_ids=[5], sampling=SamplingParams(max_tokens=5)))
+    message.sampling_params.one.n = n
+    for door in (bridge, Observer("sglang.api")):
+        with pytest.raises(MalformedRequestError) as refused:
+            door.request_message(bridge.inbound.generate_path, [], message.SerializeToString())
+        assert refused.value.param == "n"
+
+
+def test_faults_of_a_client_are_the_clients():
+    engine = Bridge("vllm.engine", "vllm.inference", tokenizer=TOKENIZER)
+    request = InferenceRequest(request_id="r", prompt_token_ids=[5], sampling=SamplingParams(max_tokens=5))
+    for faulty, param in (
+        (msgspec.structs.replace(request, sampling=SamplingParams(max_tokens=5, stop=("",))), "stop"),
+        (msgspec.structs.replace(request, kv_transfer_params="[1]"), "kv_transfer_params"),
+        (msgspec.structs.replace(request, kv_transfer_params='{"a": 9007199254740993}'), "kv_transfer_params"),
+        (msgspec.structs.replace(request, kv_transfer_params="nope"), "body"),
+    ):
+        with pytest.raises(MalformedRequestError) as refused:
+            engine.request_message(engine.inbound.generate_path, [], engine.inbound.encode_request(faulty).SerializeToString())
+        assert refused.value.param == param
+    typed = Bridge("vllm.inference", "sglang.runtime", tokenizer=TOKENIZER)
+    image = Media(kind="image", url="https://host/a.png")
+    asked = InferenceRequest(request_id="r", prompt_text="an image", media=(image,), stream=True, sampling=SamplingParams(max_tokens=5))
+    with pytest.raises(UnsupportedFieldError) as refused:
+        typed.request_message(typed.inbound.generate_path, [], typed.inbound.encode_request(asked).SerializeToString())
+    assert refused.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("inbound", "event"),
+    [
+        ("sglang.api", TokensEvent(token_ids=[2**32 - 1])),
+        ("sglang.runtime", TokensEvent(token_ids=[2**31])),
+        ("vllm.inference", FinishEvent(token_ids=[5], kv_transfer_params="[1]")),
+    ],
+)
+def test_what_the_clients_wire_cannot_hold_is_a_broken_answer(inbound, event):
+    bridge = Bridge(inbound, "vllm.engine", tokenizer=TOKENIZER)
+    path, frame, _ = asked(bridge)
+    call = bridge.request(path, [], frame)
+    response = call.response()
+    outputs = [*response.receive_headers(), *response.receive_message(bridge.outbound.encode_response(event).SerializeToString())]
+    assert response.error.http_status == 502
+    assert ("grpc-status", "13") in next(output for output in outputs if isinstance(output, Trailers)).headers
+    assert response.ended
 
 
 def test_text_needs_a_tokenizer_early():

@@ -18,6 +18,13 @@ ROOT = Path(__file__).parents[1]
 MODEL = ModelInfo(max_model_len=4096, served_model_name="m", lora_adapters={"tuned": "tuned-7"}, is_multimodal=True, vocab_size=257)
 USER = {"role": "user", "content": "hi"}
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}
+
+
+def detailed(detail=None, **more):
+    url = {"url": "https://x/y.png"} | ({"detail": detail} if detail else {})
+    return {"role": "user", "content": [{"type": "image_url", "image_url": url, **more}]}
+
+
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
@@ -25,6 +32,8 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 EXAMPLES = {
     "messages": {"messages": [USER, USER]},
     "messages (image_url, video_url, input_audio)": {"messages": [IMAGE]},
+    "messages (detail of an image)": {"messages": [detailed(detail="low")]},
+    "messages (uuid of an image)": {"messages": [detailed(uuid="mine")]},
     "prompt": {"prompt": "other"},
     "model": {"model": "m"},
     "model (of a LoRA adapter)": {"model": "tuned"},

@@ -10,16 +10,24 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gaie_codec.testing
-from gaie_codec import FinishEvent, InferenceRequest, SamplingParams, TokensEvent, Transcoder, adapters, encode_frame, snapshots
+from gaie_codec import FinishEvent, InferenceRequest, PromptEvent, SamplingParams, Transcoder, adapters, encode_frame, snapshots
+from gaie_codec._fit import asked_for
+from gaie_codec._tally import Tally
 from gaie_codec.adapters import DIALECTS
 from gaie_codec.proto.sources import snapshot_schema
 from gaie_codec.testing import ByteTokenizer, event_streams, inference_requests, messages, openai_requests, partitions
+from strategies import as_read
 
-ADAPTERS = {name: adapters.get(snapshots.load("vllm.engine", name)) for name in snapshots.SNAPSHOTS["vllm.engine"]}
+ADAPTERS = {
+    f"{dialect}-{name}": adapters.get(snapshots.load(dialect, name))
+    for dialect in DIALECTS
+    for name in snapshots.SNAPSHOTS[dialect]
+    if not snapshots.load(dialect, name).refused
+}
 NEWEST = [snapshots.load(dialect) for dialect in snapshots.SNAPSHOTS]
 
 
@@ -32,41 +40,64 @@ def test_every_openai_request_is_valid(body):
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+@settings(max_examples=max(10, 4 * settings().max_examples // len(ADAPTERS)))  # they share nearly all code
 @given(data=st.data())
 def test_inference_requests_are_carried_and_come_back(adapter, data):
     request = data.draw(inference_requests(adapter))
-    again = adapter.decode_request(adapter.request_type.FromString(adapter.encode_request(request).SerializeToString()))
-    assert again == InferenceRequest(**{name: getattr(request, name) for name in request.__struct_fields__ if name != "model"}), "exact"
+    assert set(asked_for(request)) - {"request_id"} <= adapter.carries
+    message = adapter.encode_request(request)
+    again = adapter.decode_request(type(message).FromString(message.SerializeToString()))
+    assert again == as_read(adapter, request), "exact"
 
 
-@given(data=st.data(), n=st.integers(1, 9))
-def test_event_streams_are_complete_answers(data, n):
-    request = InferenceRequest(request_id="r", prompt_token_ids=[1, 2], sampling=SamplingParams(n=n, logprobs=2, stop=("a",)))
-    events = data.draw(event_streams(request))
+@given(data=st.data(), n=st.integers(1, 9), name=st.sampled_from(sorted(ADAPTERS)), stream=st.booleans())
+def test_event_streams_are_complete_answers(data, n, name, stream):
+    adapter = ADAPTERS[name]
+    request = InferenceRequest(
+        request_id="r", prompt_token_ids=[1, 2], stream=stream, sampling=SamplingParams(n=n, logprobs=2, stop=("a",), max_tokens=9)
+    )
+    events = data.draw(event_streams(request, adapter))
     finishes = [event for event in events if isinstance(event, FinishEvent)]
-    assert sorted(event.index for event in finishes) == list(range(min(n, 4)))
+    names = {event.choice_id or event.index for event in events if not isinstance(event, PromptEvent)}
+    assert len(finishes) == len(names) == min(n, 4)
+    tallies = {name: Tally(0, adapter.counts) for name in names}
+    for event in events:
+        if not isinstance(event, PromptEvent):
+            token_ids, entries = tallies[event.choice_id or event.index].take(event)
+            assert len(entries) == len(token_ids) or not token_ids
     for finish in finishes:
-        before = [event for event in events if isinstance(event, TokensEvent) and event.index == finish.index]
-        assert finish.completion_tokens == sum(len(event.token_ids) for event in before)
-        assert finish.matched_stop in (None, "a")
-        assert all(len(event.logprobs) == len(event.token_ids) for event in before)
-    assert {event.prompt_tokens for event in events} == {2}
+        assert finish.matched_stop is None or (finish.matched_stop == "a" and adapter.ends_at_stop_strings)
+        tallied = tallies[finish.choice_id or finish.index].completion_tokens
+        assert finish.completion_tokens == tallied or adapter.convention.counts == "delta"
+    assert max(event.prompt_tokens for event in events) == 2
+    assert stream or len(events) == len(finishes)
 
 
-@given(data=st.data())
-def test_event_streams_become_one_answer(data):
-    transcoder = Transcoder("vllm.engine", tokenizer=ByteTokenizer())
-    body = {"messages": [{"role": "user", "content": "hi"}], "n": 2, "logprobs": True}
+@pytest.mark.parametrize("dialect", DIALECTS)
+@given(data=st.data(), stream=st.booleans())
+def test_event_streams_become_one_answer(dialect, data, stream):
+    transcoder = Transcoder(dialect, tokenizer=ByteTokenizer(), passthrough=False)
+    body = {"messages": [{"role": "user", "content": "hi"}], "n": 2, "logprobs": True, "max_tokens": 50, "stream": stream}
     call = transcoder.request("POST", "/v1/chat/completions", {}, json.dumps(body).encode(), request_id="r")
-    events = data.draw(event_streams(call.inference))
-    frames = b"".join(encode_frame(transcoder.adapter.encode_response(event).SerializeToString()) for event in events)
     response = call.response(created=1)
-    response.receive_headers(())
-    for piece in data.draw(partitions(frames)):
-        response.receive_data(piece)
-    response.receive_trailers([("grpc-status", "0")])
+    expected = 0
+    for place, one in enumerate(call.calls):
+        events = data.draw(event_streams(one.inference, transcoder.adapter))
+        frames = b"".join(encode_frame(transcoder.adapter.encode_response(event).SerializeToString()) for event in events)
+        response.receive_headers((), call=place)
+        for piece in data.draw(partitions(frames)):
+            response.receive_data(piece, call=place)
+        response.receive_trailers([("grpc-status", "0")], call=place)
+        tallies = [Tally(index, transcoder.adapter.counts) for index in range(one.choices)]
+        places = {}
+        for event in events:
+            if not isinstance(event, PromptEvent):
+                index = places.setdefault(event.choice_id, len(places)) if event.choice_id else event.index
+                tallies[index].take(event)
+        expected += sum(tally.completion_tokens for tally in tallies)
     assert response.error is None
-    assert response.usage.completion_tokens == sum(len(event.token_ids) for event in events if isinstance(event, TokensEvent))
+    assert response.usage.completion_tokens == expected
+    assert response.usage.prompt_tokens == len(call.inference.prompt_token_ids)
 
 
 @pytest.mark.parametrize("snapshot", NEWEST, ids=str)

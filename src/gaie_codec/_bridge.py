@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import msgspec
 
 from . import adapters, snapshots
-from ._calls import UpstreamCall, plan
+from ._calls import UpstreamCall, check_calls, plan
 from ._choices import Choice
 from ._conventions import Teller
-from ._errors import Code, CodecError, MalformedRequestError, RequestError, UnsupportedFieldError, UsageError
-from ._events import FinishEvent, InferenceRequest, ModelInfo, TokensEvent
+from ._errors import Code, CodecError, MalformedMessageError, MalformedRequestError, RequestError, UnsupportedFieldError, UsageError
+from ._events import Event, FinishEvent, InferenceRequest, ModelInfo, TokensEvent
 from ._fit import fit
 from ._framing import encode_frame
 from ._grpc_in import decode_request, only_message, parse_request, unread
@@ -91,16 +91,15 @@ class Bridge:
         fitted, lost = fit(self.outbound, self._adapted(asked), drops=self.unsupported == "drop")
         if fitted.sampling.stop and not self.outbound.ends_at_stop_strings and self.tokenizer is None:
             raise UnsupportedFieldError(f"`stop` needs a tokenizer in front of {self.outbound.dialect}", param="stop")
-        calls = plan(self.outbound, [fitted])
-        if len(calls) > self.limits.max_calls:
-            raise UnsupportedFieldError(f"`n` takes {len(calls)} calls, and this gateway makes at most {self.limits.max_calls}", param="n")
-        return BridgedCall(self, path, asked, calls, dropped + lost)
+        check_calls(self.outbound, [fitted], self.limits.max_calls)
+        return BridgedCall(self, path, asked, plan(self.outbound, [fitted]), dropped + lost)
 
     def _adapted(self, request: InferenceRequest) -> InferenceRequest:
         wants_ids = not self.inbound.sends_text or request.return_token_ids
         if wants_ids and request.prompt_text is not None and self.outbound.answers_text_with_text:
             raise UnsupportedFieldError(f"a text prompt brings no token ids from {self.outbound.dialect}", param="prompt_text")
-        return msgspec.structs.replace(request, return_token_ids=wants_ids)
+        # The answer is counted by its ids, also where the client gets text alone.
+        return msgspec.structs.replace(request, return_token_ids=True)
 
 
 class BridgedCall:
@@ -274,7 +273,7 @@ class BridgedResponse:
             choice = self._choices[call][place]
             reader.accept(event, place)
             gained, ended = choice.receive(event, reader)
-            told: list[Any] = []
+            told: list[Event] = []
             if ended is not None:
                 has_gained = gained.token_ids or gained.text
                 told += self._teller.finish(ended, last=gained if has_gained else None)
@@ -282,7 +281,13 @@ class BridgedResponse:
                     reader.end_choice(place)
             elif gained.token_ids or gained.text:
                 told += self._teller.gain(gained)
-            parts += [self._adapter.encode_response(one).SerializeToString() for one in told]
+            parts += [self._encode(one) for one in told]
+
+    def _encode(self, event: Event) -> bytes:
+        try:
+            return bytes(self._adapter.encode_response(event).SerializeToString(deterministic=True))
+        except (ValueError, TypeError):  # a number that the client's wire has no room for
+            raise MalformedMessageError(f"what the server sent cannot be told to a client of {self._adapter.dialect}") from None
 
 
 def encode_grpc_error(error: RequestError) -> tuple[GrpcOutput, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from google.protobuf.message import EncodeError
 
-from ._errors import MalformedRequestError, UsageError
+from ._errors import MalformedRequestError, UnsupportedFieldError, UsageError
 from ._events import InferenceRequest
 from ._framing import encode_frame
 from ._response import Response
@@ -131,6 +131,18 @@ class Call:
         return Response(self, self._endpoint.make_encoder(self._options, meta))
 
 
+def check_calls(adapter: Adapter, prompts: Sequence[InferenceRequest], limit: int) -> None:
+    """Raise UnsupportedFieldError where these prompts take more calls than the host makes: before any of them is encoded."""
+    n = prompts[0].sampling.n
+    by_choice = n > 1 and "n" not in adapter.carries
+    needed = len(prompts) * (n if by_choice else 1)
+    if needed > limit:
+        param = "n" if by_choice else "prompt"
+        raise UnsupportedFieldError(
+            f"`{param}` takes {needed} calls to this model server ({adapter.dialect}), and this gateway makes at most {limit}", param=param
+        )
+
+
 def plan(adapter: Adapter, prompts: Sequence[InferenceRequest]) -> tuple[UpstreamCall, ...]:
     """The calls for these prompts, in the order of the choices that they answer. Raises MalformedRequestError."""
     calls = []
@@ -143,7 +155,7 @@ def plan(adapter: Adapter, prompts: Sequence[InferenceRequest]) -> tuple[Upstrea
             calls.append(_encode(adapter, asked, choices=n, first_index=first, prompt=number))
         else:
             asked = msgspec.structs.replace(prompt, stream=_must_stream(adapter, prompt))
-            calls += [_encode(adapter, _one_of(asked, place), first_index=first + place, prompt=number) for place in range(n)]
+            calls += [_encode(adapter, _one_of(adapter, asked, place), first_index=first + place, prompt=number) for place in range(n)]
     return tuple(calls)
 
 
@@ -153,10 +165,14 @@ def _must_stream(adapter: Adapter, request: InferenceRequest) -> bool:
     return request.stream or ends_here or (request.sampling.n > 1 and adapter.streams_several)
 
 
-def _one_of(request: InferenceRequest, place: int) -> InferenceRequest:
-    """One choice by itself: with an id of its own, and a seed of its own, as vLLM gives its choices."""
+def _one_of(adapter: Adapter, request: InferenceRequest, place: int) -> InferenceRequest:
+    """One choice by itself: with an id of its own, and a seed of its own, as vLLM gives its choices. The highest seed is followed by the
+    lowest."""
     sampling = request.sampling
-    seed = sampling.seed + place if sampling.seed is not None else None
+    seed = sampling.seed
+    if seed is not None:
+        low, high = adapter.ranges.get("seed", (-(2**63), 2**63 - 1))
+        seed = int(low) + (seed - int(low) + place) % (int(high) - int(low) + 1)
     return msgspec.structs.replace(
         request, request_id=f"{request.request_id}-{place}", sampling=msgspec.structs.replace(sampling, n=1, seed=seed)
     )
@@ -164,7 +180,8 @@ def _one_of(request: InferenceRequest, place: int) -> InferenceRequest:
 
 def _encode(adapter: Adapter, request: InferenceRequest, *, choices: int = 1, first_index: int, prompt: int) -> UpstreamCall:
     try:
-        message = adapter.encode_request(request).SerializeToString()
+        # Maps have an order of their own in every process.
+        message = adapter.encode_request(request).SerializeToString(deterministic=True)
     except (ValueError, TypeError, EncodeError):
         # The ranges were checked: what protobuf still refuses is text that is not Unicode.
         raise MalformedRequestError("the request holds text that is not valid Unicode") from None

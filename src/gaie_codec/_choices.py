@@ -105,8 +105,9 @@ class AnyChoice(Tally):
         matched = event.matched_stop
         return event.finish_reason, None if matched in self._eos_ids else matched
 
-    def _release(self, matcher: StopMatcher, stop: str | None) -> str:
-        """The text that the matcher held, cut at the stop string that ended the choice."""
+    def _release(self, matcher: StopMatcher, stop: str | None, *, is_trimmed: bool = False) -> str:
+        """The text that the matcher held, cut at the stop string that ended the choice. `is_trimmed` text came with the finish and has
+        nothing of it left."""
         start = matcher.match_offset if stop is not None and stop == matcher.matched else None
         text = matcher.flush()
         if stop is None:
@@ -115,7 +116,7 @@ class AnyChoice(Tally):
             start = text.find(stop)
         if start >= 0:
             return text[: start + len(stop) if self._include_stop else start]
-        if self._include_stop:
+        if self._include_stop or is_trimmed:
             return text
         # Not there as a whole: the server has cut its last tokens, and what was held is the beginning of it; or its tokenizer differs
         # from ours, and text is kept rather than guessed away.

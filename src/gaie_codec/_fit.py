@@ -9,21 +9,25 @@ import msgspec
 
 from ._errors import MalformedRequestError, UnsupportedFieldError
 from ._events import InferenceRequest, SamplingParams
+from .openai.sampling import MAX_N
 
 if TYPE_CHECKING:
     from .adapters.base import Adapter
 
 _REQUEST_DEFAULTS: Final = InferenceRequest(request_id="")
 _SAMPLING_DEFAULTS: Final = SamplingParams()
+_OF_MEDIA: Final = ("media.detail", "media.uuid")
 _NAMES: Final = {
     "lora_name": "model",
     "media": "messages",
+    "media.detail": "messages",
+    "media.uuid": "messages",
     "prompt_text": "prompt",
     "prompt_token_ids": "prompt",
     "data_parallel_rank": "x-data-parallel-rank",
 }
-# What the gateway does with a text that it makes itself, and cannot do with the server's.
-_OF_THE_DETOKENIZER: Final = ("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output")
+# What the gateway does with a text that it makes itself, and cannot do with the server's; and media, which stand for tokens.
+_OF_IDS: Final = ("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output", "media")
 
 
 def fit(adapter: Adapter, request: InferenceRequest, *, drops: bool) -> tuple[InferenceRequest, tuple[str, ...]]:
@@ -32,9 +36,13 @@ def fit(adapter: Adapter, request: InferenceRequest, *, drops: bool) -> tuple[In
     `n` is not looked at: where the wire has none, several calls are made. Raises UnsupportedFieldError unless `drops`, and
     MalformedRequestError for a value that the wire has no room for.
     """
+    if not 1 <= request.sampling.n <= MAX_N:
+        raise MalformedRequestError(f"n must be from 1 to {MAX_N}, got {request.sampling.n}.", param="n")
+    if "" in request.sampling.stop:
+        raise MalformedRequestError("stop cannot contain an empty string.", param="stop")
     carries = adapter.carries
     if request.prompt_text is not None and adapter.answers_text_with_text:
-        carries = carries.difference(_OF_THE_DETOKENIZER)
+        carries = carries.difference(_OF_IDS)
     lost = [name for name in asked_for(request) if name not in carries and name != "n"]
     if lost:
         if not drops:
@@ -46,9 +54,10 @@ def fit(adapter: Adapter, request: InferenceRequest, *, drops: bool) -> tuple[In
     for name, (low, high) in adapter.ranges.items():
         value = getattr(request.sampling if name in SamplingParams.__struct_fields__ else request, name)
         if value is not None and not low <= value <= high:
+            public = _openai_name(name)
             raise MalformedRequestError(
-                f"{name} must be between {low} and {high} for this model server, got {value}. (parameter={name}, value={value})",
-                param=name,
+                f"{public} must be between {low} and {high} for this model server, got {value}. (parameter={public}, value={value})",
+                param=public,
             )
     if request.sampling.max_tokens is None and adapter.default_max_tokens is not None:
         raise MalformedRequestError(
@@ -68,10 +77,15 @@ def asked_for(request: InferenceRequest) -> list[str]:
         value = getattr(request.sampling, name)
         if value != getattr(_SAMPLING_DEFAULTS, name):
             names.append(f"constraint.{value.kind}" if name == "constraint" else name)
+    names += [name for name in _OF_MEDIA if any(getattr(one, name.partition(".")[2]) not in ("", "auto") for one in request.media)]
     return names
 
 
 def _without(request: InferenceRequest, names: Sequence[str]) -> InferenceRequest:
+    for name in _OF_MEDIA:
+        if name in names:
+            field = name.partition(".")[2]
+            request = msgspec.structs.replace(request, media=tuple(msgspec.structs.replace(one, **{field: ""}) for one in request.media))
     plain = ["constraint" if name.startswith("constraint.") else name for name in names]
     sampling = {name: getattr(_SAMPLING_DEFAULTS, name) for name in plain if name in SamplingParams.__struct_fields__}
     outer = {name: getattr(_REQUEST_DEFAULTS, name) for name in plain if name in InferenceRequest.__struct_fields__}

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from ._errors import MalformedRequestError, UnsupportedEndpointError, UpstreamError
 from ._events import InferenceRequest
 from ._framing import FrameDecoder
 from ._metadata import FORWARDED
+from .openai.sampling import MAX_N
 from .snapshots import is_repeated
 
 if TYPE_CHECKING:
@@ -56,7 +58,12 @@ def parse_request(adapter: Adapter, path: str, message: bytes) -> Any:
 
 def decode_request(adapter: Adapter, path: str, message: Any, headers: Mapping[str, str]) -> InferenceRequest:
     """What the message and its metadata ask for. Raises MalformedRequestError for metadata that the server would refuse."""
-    request = adapter.decode_request(message)
+    try:
+        request = adapter.decode_request(message)
+    except UpstreamError as error:  # the same faults, here of a client
+        raise MalformedRequestError(error.message, param="body") from None
+    if not 1 <= request.sampling.n <= MAX_N:
+        raise MalformedRequestError(f"n must be from 1 to {MAX_N}, got {request.sampling.n}.", param="n")
     told: dict[str, Any] = {}
     trace = {name: headers[name] for name in FORWARDED if headers.get(name)}
     if trace:
@@ -74,7 +81,8 @@ def unread(adapter: Adapter, message: Any) -> list[str]:
 
 
 def _unread(message: Any, prefix: str, known: set[str]) -> list[str]:
-    found: list[str] = []
+    unknown: Any = UnknownFieldSet(message)
+    found = [f"{prefix}field {field.field_number}" for field in unknown]  # of a client that is newer than the snapshot: a number for a name
     for field, value in message.ListFields():
         path = f"{prefix}{field.name}"
         if path in known:

@@ -194,4 +194,6 @@ class ObservedResponse:
                     tally.finished, tally.finish_reason = True, event.finish_reason
             elif isinstance(event, BodyEvent) and self._body is not None:
                 self._body.body(event)
+                if event.is_last:
+                    self._body.check_complete()
             self._reader.accept(event, place)

@@ -101,10 +101,10 @@ class CallReader:
 
     def receive_data(self, data: bytes) -> Iterator[bytes]:
         """The payloads that `data` completes; none of a call that is not needed any longer."""
-        for payload in self.frames.receive_data(data):
-            if self.state is State.CLOSED:
-                return
+        for payload in () if self.state is State.CLOSED else self.frames.receive_data(data):
             yield payload
+            if self.state is State.CLOSED:
+                return  # what follows is not looked at, so that it may be broken
 
     def receive_message(self, payload: bytes) -> Sequence[Event]:
         """The events of one message; none of a call that is not needed any longer."""

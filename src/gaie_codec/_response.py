@@ -224,6 +224,8 @@ class Response:
             piece = self._encoder.body(event) if isinstance(event, BodyEvent) else b""
             reader.accept(event)
             parts.append(piece)
+            if isinstance(event, BodyEvent) and event.is_last:
+                self._encoder.check_complete()
             return
         if not self._is_open:
             self._is_open = True
@@ -303,6 +305,8 @@ class Response:
             return ()
         upstream.reader.fail(error)
         self.error = error
+        for other in self._upstreams:  # they may still bring tokens, which nobody waits for
+            other.plain = plain_nothing
         if not self._encoder.streams or not (self._head_sent or any(parts)):
             self.ended = True
             return encode_error_response(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from ._errors import MalformedMessageError
 from ._events import FinishEvent, TokenLogprob, TokensEvent
 
 if TYPE_CHECKING:
@@ -29,10 +30,13 @@ class Tally:
         self._counts = counts
 
     def take(self, event: TokensEvent | FinishEvent) -> tuple[list[int], Sequence[TokenLogprob]]:
-        """Count the event; its new ids and log probabilities."""
+        """Count the event; its new ids and log probabilities. Raises MalformedMessageError where what was said is taken back."""
         token_ids, entries = event.token_ids, event.logprobs
         counts, is_tokens = self._counts, isinstance(event, TokensEvent)
-        if event.is_cumulative if isinstance(event, TokensEvent) else not event.is_delta:
+        repeats = event.is_cumulative if isinstance(event, TokensEvent) else not event.is_delta
+        if repeats:
+            if is_tokens and len(token_ids) < self._ids:
+                raise MalformedMessageError(f"choice {self.index} has fewer tokens than before")
             token_ids = token_ids[self.completion_tokens if counts == "ids" else self._ids :]
             entries = entries[self._entries :]
         self._entries += len(entries)
@@ -42,10 +46,8 @@ class Tally:
         self._ids += len(token_ids)
         if counts == "total":
             self.completion_tokens = max(self.completion_tokens, self._ids, event.completion_tokens)
-        elif self._ids:
-            self.completion_tokens = max(self.completion_tokens, self._ids)
-        elif counts == "delta" and is_tokens:
-            self.completion_tokens += event.completion_tokens
-        else:
-            self.completion_tokens = max(self.completion_tokens, event.completion_tokens)
+        elif is_tokens:
+            self.completion_tokens += event.completion_tokens or len(token_ids)
+        else:  # the finish knows the total
+            self.completion_tokens = max(self.completion_tokens, event.completion_tokens, self._ids)
         return token_ids, entries

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ._choices import AnyChoice, Delta
-from ._errors import OutOfOrderError
+from ._errors import MalformedMessageError, OutOfOrderError
 from ._events import FinishEvent, InferenceRequest, TokensEvent
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class TextChoice(AnyChoice):
         if not self._is_plain or self.finished:
             return None
         if self._is_cumulative:
+            if len(text) < self._seen:
+                return None
             text, self._seen = text[self._seen :], max(len(text), self._seen)
             self.completion_tokens = max(tokens, self.completion_tokens)
         else:
@@ -62,6 +64,8 @@ class TextChoice(AnyChoice):
         if self.finished:
             raise OutOfOrderError(f"tokens for choice {self.index} after its finish")
         token_ids, entries = self.take(event)
+        if event.is_cumulative and len(event.text or "") < self._seen:
+            raise MalformedMessageError(f"choice {self.index} has less text than before")
         text = self._new_text(event.text or "", is_cumulative=event.is_cumulative)
         matcher = self._matcher
         if matcher is not None:
@@ -90,10 +94,12 @@ class TextChoice(AnyChoice):
             text = ""
         stop_text = matched if isinstance(matched, str) else None
         if self._matcher is not None:
+            # A server that trims does so in what came last; text that looks like the beginning of a stop string is then just text.
+            is_trimmed = bool(text)
             text = self._matcher.feed(text, check=self.completion_tokens > self._min_tokens)
             if stop_text is None and self._matcher.matched is not None:
                 reason, matched, stop_text = "stop", None, self._matcher.matched
-            held = self._release(self._matcher, stop_text)
+            held = self._release(self._matcher, stop_text, is_trimmed=is_trimmed)
             text = whole[self._emitted :] if whole is not None and is_shortened else text + held
         self.finish_reason = reason
         return Delta(

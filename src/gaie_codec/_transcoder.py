@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from . import adapters, snapshots
-from ._calls import Call, UpstreamCall, plan
+from ._calls import Call, UpstreamCall, check_calls, plan
 from ._errors import MalformedRequestError, RequestTooLargeError, UnsupportedEndpointError, UnsupportedFieldError, UsageError
 from ._events import InferenceRequest, ModelInfo
 from ._fit import fit
@@ -118,6 +118,7 @@ class Transcoder:
             fixed_id=fields.get("x-request-id"),
             tokenizer=self.tokenizer,
             model=self.model,
+            max_prompts=self.limits.max_calls,
             accepts_media="media" in self.adapter.carries and self.model.is_multimodal is not False,
         )
         if body_path is not None and kind is not None:
@@ -131,6 +132,12 @@ class Transcoder:
         if self.passthrough is not None:
             return tuple(path for path, kind in passthrough.PATHS.items() if kind in self.passthrough.paths)
         return tuple(ENDPOINTS)
+
+    @property
+    def lora_models(self) -> tuple[str, ...]:
+        """By which names clients ask for the LoRA adapters: where JSON is passed through, as the server wants it."""
+        base = next(iter(self.model.names), "") if self.passthrough is not None else ""
+        return tuple(f"{base}:{name}" if base else name for name in self.model.lora_adapters)
 
     def _transcode(self, endpoint: Endpoint, headers: Mapping[str, str], decoded: Decoded) -> Call:
         rank = decode_rank(headers[RANK]) if RANK in headers else None
@@ -147,20 +154,16 @@ class Transcoder:
 
     def _within_calls(self, prompts: list[InferenceRequest]) -> tuple[list[InferenceRequest], tuple[str, ...]]:
         """The prompts, if the host may make the calls that they take; with one choice each where the others are dropped."""
-        n = prompts[0].sampling.n
-        limit = self.limits.max_calls
-        by_choice = n > 1 and "n" not in self.adapter.carries
-        if len(prompts) * (n if by_choice else 1) <= limit:
-            return prompts, ()
-        if by_choice and len(prompts) <= limit and self.unsupported == "drop":
-            single = [msgspec.structs.replace(one, sampling=msgspec.structs.replace(one.sampling, n=1)) for one in prompts]
-            return single, ("n",)
-        param = "n" if by_choice else "prompt"
-        needed = len(prompts) * (n if by_choice else 1)
-        raise UnsupportedFieldError(
-            f"`{param}` takes {needed} calls to this model server ({self.adapter.dialect}), and this gateway makes at most {limit}",
-            param=param,
-        )
+        dropped: tuple[str, ...] = ()
+        try:
+            check_calls(self.adapter, prompts, self.limits.max_calls)
+        except UnsupportedFieldError:
+            if self.unsupported != "drop":
+                raise
+            prompts = [msgspec.structs.replace(one, sampling=msgspec.structs.replace(one.sampling, n=1)) for one in prompts]
+            check_calls(self.adapter, prompts, self.limits.max_calls)
+            dropped = ("n",)
+        return prompts, dropped
 
     def _pass_through(self, kind: str, path: str, headers: Mapping[str, str], body: bytes, asked: Asked) -> Call:
         way = self.passthrough
@@ -168,8 +171,11 @@ class Transcoder:
         known = way.fields[kind]
         decoded = passthrough.decode_request(kind, body, asked, known)
         told = {name: headers[name] for name in _PASSED_HEADERS if is_metadata_value(headers.get(name, ""))}
+        if RANK in headers:
+            told[RANK] = str(decode_rank(headers[RANK]))
         inference = msgspec.structs.replace(decoded.prompts[0], trace_headers=told)
-        call = UpstreamCall(path=path, message=way.encode_request(body, told).SerializeToString(), inference=inference, choices=1)
+        message = way.encode_request(body, told).SerializeToString(deterministic=True)
+        call = UpstreamCall(path=path, message=message, inference=inference, choices=1)
         endpoint = Endpoint(path=path, decode_request=chat.decode_request, make_encoder=passthrough.make_encoder)
         return Call(self, endpoint, decoded.options, (inference,), (call,), decoded.ignored, is_passthrough=True)
 

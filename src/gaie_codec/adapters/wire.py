@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from google.protobuf.json_format import MessageToDict
 
-from .._errors import MalformedMessageError
+from .._errors import MalformedMessageError, MalformedRequestError
 from .._events import TokenLogprob
 
 MAX_INTEGER: Final = 2**53 - 1
 """What a Struct holds exactly: its numbers are doubles."""
 
+_LONGEST_ID: Final = 10  # digits of a 32-bit number
 # Those that mean something outside of a character class. `re.escape` escapes more, which not every grammar engine takes.
 _META: Final = re.compile(r"[\\.^$*+?()\[\]{}|]")
 
@@ -81,13 +82,37 @@ def encode_struct(value: dict[str, Any], struct: Any) -> None:
 
 
 def json_text_of(struct: Any) -> str:
-    """A Struct as JSON text. Its numbers are doubles; those that are whole are written as integers, as they were sent."""
-    return msgspec.json.encode(_whole(MessageToDict(struct))).decode()
+    """A Struct as JSON text. Its numbers are doubles; those that are whole are written as integers, as they were sent. Its keys have no
+    order, so they are sorted: the same bytes in give the same text in every process. Raises MalformedMessageError for NaN and infinity.
+    """
+    return msgspec.json.encode(_members(struct)).decode()
 
 
-def _whole(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _whole(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_whole(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_INTEGER else value
+def _members(struct: Any) -> dict[str, Any]:
+    return {key: _value(struct.fields[key]) for key in sorted(struct.fields)}
+
+
+def _value(value: Any) -> Any:
+    match value.WhichOneof("kind"):
+        case "number_value":
+            number = value.number_value
+            if not math.isfinite(number):
+                raise MalformedMessageError("a Struct holds a number that JSON has not")
+            return int(number) if number.is_integer() and abs(number) <= MAX_INTEGER else number
+        case "struct_value":
+            return _members(value.struct_value)
+        case "list_value":
+            return [_value(item) for item in value.list_value.values]
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+    return None
+
+
+def decode_logit_bias(biases: Mapping[str, float]) -> dict[int, float]:
+    """A map whose keys are token ids as text. Raises MalformedRequestError for a key that is none."""
+    for key in biases:
+        if not (key.isascii() and key.isdigit() and len(key) <= _LONGEST_ID):
+            raise MalformedRequestError("logit_bias contains a key that is no token id", param="logit_bias")
+    return {int(key): bias for key, bias in biases.items()}

@@ -111,7 +111,7 @@ class _App:
         self._health_timeout_s = health_timeout_s
         model = transcoder.model
         self._models = models.encode_models(
-            model.names, created=int(time.time()), max_model_len=model.max_model_len, adapters=model.lora_adapters
+            model.names, created=int(time.time()), max_model_len=model.max_model_len, adapters=transcoder.lora_models
         )
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:

@@ -77,6 +77,8 @@ def request(output: str, request_id: str, path: str, file: Any, **options: Any) 
         elif output == "hex":
             click.echo(one.frame.hex())
         elif output == "textproto":
+            if len(call.calls) > 1:
+                click.echo(f"# {one.path}, choices from {one.first_index} on")
             click.echo(text_format.MessageToString(message), nl=False)
         else:
             click.echo(json.dumps(_as_dict(message), indent=2, ensure_ascii=False))
@@ -235,7 +237,10 @@ def _payload(piece: bytes, offset: int, encoding: str) -> bytes:
 
 def _as_dict(message: Message) -> dict[str, Any]:
     pool: Any = message.DESCRIPTOR.file.pool
-    decoded: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=pool)
+    try:
+        decoded: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=pool)
+    except json_format.SerializeToJsonError:  # NaN or infinity in a Struct, which JSON has not
+        return {"textproto": text_format.MessageToString(message, as_one_line=True)}
     return decoded
 
 

@@ -24,6 +24,8 @@ _NEUTRAL: Final[Mapping[str, str]] = MappingProxyType(
     {
         "messages": "prompt_token_ids",
         "messages (image_url, video_url, input_audio)": "media",
+        "messages (detail of an image)": "media.detail",
+        "messages (uuid of an image)": "media.uuid",
         "prompt": "prompt_token_ids",
         "model (of a LoRA adapter)": "lora_name",
         "max_completion_tokens": "max_tokens",
@@ -67,7 +69,7 @@ def treatment(adapter: Adapter, field: str, *, passthrough: bool = False) -> Tre
     if field in chat.REFUSED:
         return Treatment("refused", "not supported by the gateway yet")
     if field in _GATEWAY:
-        return Treatment("gateway")
+        return Treatment("gateway", "`none`; any other choice is refused" if field in ("tools", "tool_choice") else "")
     neutral = _NEUTRAL.get(field, field)
     if neutral in adapter.sends:
         return Treatment("sent", adapter.sends[neutral])
@@ -81,6 +83,8 @@ def _passed(adapter: Adapter, field: str, name: str) -> Treatment:
     assert way is not None
     if field.endswith("(header)"):
         return Treatment("sent", "trace_headers")
+    if field == "model (of a LoRA adapter)":
+        return Treatment("refused", "say `MODEL:ADAPTER`")
     if name in way.fields["completions" if name == "prompt" else "chat"]:
         return Treatment("sent", "json_body")
     return Treatment("advisory") if name in chat.ADVISORY else Treatment("refused")

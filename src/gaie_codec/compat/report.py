@@ -16,7 +16,6 @@ from ._resolve import Point, Resolution, Support
 from ._versions import parse, within
 from .blocks import Block, Command, Heading, Table, Text
 
-
 _BY_CALLS = "never; one call for each choice is made"
 
 

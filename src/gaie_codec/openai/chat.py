@@ -127,8 +127,10 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         return_token_ids=inference.return_token_ids,
         logprobs=logprobs is not None,
     )
-    ignored = tuple(sorted(field for field in fields if field not in READ and field not in REFUSED and field not in ADVISORY))
-    return Decoded(prompts=(inference,), options=options, ignored=ignored)
+    ignored = {field for field in fields if field not in READ and field not in REFUSED and field not in ADVISORY}
+    reserved = _RESERVED_TEMPLATE_KWARGS.intersection(object_field(fields, "chat_template_kwargs") or ())
+    ignored |= {f"chat_template_kwargs.{name}" for name in reserved}
+    return Decoded(prompts=(inference,), options=options, ignored=tuple(sorted(ignored)))
 
 
 def _refuse(fields: Mapping[str, Any]) -> None:

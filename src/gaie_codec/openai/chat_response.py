@@ -95,6 +95,9 @@ class StreamEncoder:
         """No server sends this to a decoded request."""
         raise UsageError("a passed-through body in an answer of deltas")
 
+    def check_complete(self) -> None:
+        """Deltas are counted before they come here."""
+
     def close(self, usage: Usage) -> bytes:
         """The usage chunk when asked for, and `[DONE]`."""
         if not self._options.include_usage:
@@ -158,6 +161,9 @@ class UnaryEncoder:
     def body(self, event: BodyEvent) -> bytes:
         """No server sends this to a decoded request."""
         raise UsageError("a passed-through body in an answer of deltas")
+
+    def check_complete(self) -> None:
+        """Deltas are counted before they come here."""
 
     def close(self, usage: Usage) -> bytes:
         """The whole body."""

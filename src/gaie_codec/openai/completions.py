@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from .._errors import MalformedRequestError, UnsupportedFieldError, UsageError
-from .._events import InferenceRequest
+from .._events import InferenceRequest, SamplingParams
 from . import chat, sampling
 from .endpoint import Asked, Decoded
 from .fields import bool_field, decode_json_object, int_field, range_error, type_error
@@ -55,22 +57,21 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         wanted = DEFAULT_MAX_TOKENS
     include_usage, continuous_usage = decode_stream_options(fields, stream)
     return_token_ids = bool_field(fields, "return_token_ids")
-    prompts = []
-    for place, token_ids in enumerate(_decode_prompts(fields, tokenizer)):
+    prompts = _decode_prompts(fields, tokenizer, asked.max_prompts)
+    params = sampling.decode_sampling(
+        fields, model=model, vocab_size=model.vocab_size or tokenizer.vocab_size, max_tokens=wanted, logprobs=None
+    )
+    if params.n * len(prompts) > sampling.MAX_N:
+        raise range_error("n", f"n times the number of prompts must be at most {sampling.MAX_N}, got {params.n * len(prompts)}.", params.n)
+    inferences = []
+    for place, token_ids in enumerate(prompts):
         kept = truncate(fields, token_ids, model.max_model_len)
-        params = sampling.decode_sampling(
-            fields,
-            model=model,
-            vocab_size=model.vocab_size or tokenizer.vocab_size,
-            max_tokens=decode_max_tokens(wanted, len(kept), model),
-            logprobs=None,
-        )
-        prompts.append(
+        inferences.append(
             InferenceRequest(
                 request_id=f"{request_id}-{place}",
                 model=base_model(name, model),
                 prompt_token_ids=kept,
-                sampling=params,
+                sampling=_limited(params, decode_max_tokens(wanted, len(kept), model)),
                 stream=stream,
                 lora_name=model.lora_adapters.get(name, ""),
                 return_token_ids=return_token_ids,
@@ -79,17 +80,27 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         )
     options = chat.ChatOptions(
         id=request_id,
-        model=name or prompts[0].model,
+        model=name or inferences[0].model,
         stream=stream,
         include_usage=include_usage,
         continuous_usage=continuous_usage,
         return_token_ids=return_token_ids,
     )
     ignored = tuple(sorted(field for field in fields if field not in READ and field not in REFUSED and field not in ADVISORY))
-    return Decoded(prompts=tuple(prompts), options=options, ignored=ignored)
+    return Decoded(prompts=tuple(inferences), options=options, ignored=ignored)
 
 
-def _decode_prompts(fields: Mapping[str, Any], tokenizer: Tokenizer) -> list[list[int]]:
+def _limited(params: SamplingParams, max_tokens: int | None) -> SamplingParams:
+    """The parameters of one prompt, whose length decides how much room there is."""
+    if max_tokens == params.max_tokens:
+        return params
+    if max_tokens is not None and params.min_tokens > max_tokens:
+        least = params.min_tokens
+        raise range_error("min_tokens", f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {least}.", least)
+    return msgspec.structs.replace(params, max_tokens=max_tokens)
+
+
+def _decode_prompts(fields: Mapping[str, Any], tokenizer: Tokenizer, most: int) -> list[list[int]]:
     value = fields.get("prompt")
     special = bool_field(fields, "add_special_tokens", True)
     if value is None:
@@ -100,8 +111,10 @@ def _decode_prompts(fields: Mapping[str, Any], tokenizer: Tokenizer) -> list[lis
         raise type_error("prompt", "string_type", "Input should be a valid string")
     if not value:
         raise MalformedRequestError("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
-    if len(value) > MAX_PROMPTS:
-        raise range_error("prompt", f"there may be at most {MAX_PROMPTS} prompts, got {len(value)}.", len(value))
+    if len(value) > min(most, MAX_PROMPTS):
+        if len(value) > MAX_PROMPTS:
+            raise range_error("prompt", f"there may be at most {MAX_PROMPTS} prompts, got {len(value)}.", len(value))
+        raise UnsupportedFieldError(f"`prompt` takes {len(value)} calls, and this gateway makes at most {most}", param="prompt")
     return [_decode_prompt(item, f"prompt.{place}", tokenizer, special) for place, item in enumerate(value)]
 
 

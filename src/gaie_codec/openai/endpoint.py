@@ -22,6 +22,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelInfo
     tokenizer: Tokenizer | None = None
     fixed_id: str | None = None
+    max_prompts: int = 1024
+    """How many calls the host makes, so that a longer list is refused before it is tokenized."""
     accepts_media: bool = False
     """Whether images, video and sound can be sent to the model server."""
 
@@ -71,6 +73,10 @@ class ResponseEncoder(Protocol):
     def text(self, index: int, text: str) -> bytes: ...
     def delta(self, delta: Delta, usage: Usage | None) -> bytes: ...
     def body(self, event: BodyEvent) -> bytes: ...
+    def check_complete(self) -> None:
+        """Raise TruncatedResponseError when the last body has come and a choice has not finished."""
+        ...
+
     def close(self, usage: Usage) -> bytes: ...
     def error(self, error: CodecError) -> bytes: ...
 

@@ -111,7 +111,7 @@ def _decode_url(inner: dict[str, Any], loc: str) -> str:
     url = inner.get("url")
     if not isinstance(url, str):
         raise type_error(f"{loc}.url", "string_type", "Input should be a valid string")
-    if not url.startswith(("http://", "https://", "data:")):
+    if not url.startswith(("http://", "https://", "data:")) or not url.isprintable():
         raise MalformedRequestError("the URL must be an http, https or data URL", param=f"{loc}.url")
     return url
 

@@ -18,17 +18,18 @@ from .._choices import Delta
 from .._errors import (
     CodecError,
     MalformedMessageError,
+    OutOfOrderError,
     TruncatedResponseError,
     UnsupportedFieldError,
     UpstreamStatusError,
     UsageError,
     code_from_server_status,
 )
-from .._events import BodyEvent, InferenceRequest, SamplingParams, Usage
+from .._events import BodyEvent, InferenceRequest, ModelInfo, SamplingParams, Usage
 from . import chat, completions, sampling
 from .endpoint import Asked, Decoded, ResponseMeta
 from .errors import encode_error
-from .fields import bool_field, decode_json_object, int_field, object_field, range_error, type_error
+from .fields import bool_field, decode_json_object, int_field, object_field, range_error, str_field, type_error
 from .messages import decode_messages
 from .request import base_model, decode_model, decode_request_id, decode_stream_options
 
@@ -62,7 +63,17 @@ _MAX_STOP_STRINGS: Final = 32  # SGLang's own limit
 _PREFIXES: Final = MappingProxyType({"chat": chat.ID_PREFIX, "completions": completions.ID_PREFIX})
 # What vLLM's endpoints know, and therefore clients may send in good faith.
 _VLLM_FIELDS: Final = chat.READ | chat.REFUSED.keys() | completions.READ | completions.REFUSED.keys()
-_ON_BY_DEFAULT: Final = frozenset(("add_generation_prompt", "spaces_between_special_tokens", "skip_special_tokens", "include_reasoning"))
+# The values of vLLM's fields that ask for nothing, besides null.
+_HARMLESS: Final = MappingProxyType(
+    {
+        "add_generation_prompt": (None, True),
+        "bad_words": (None, []),
+        "include_stop_str_in_output": (None, False),
+        "request_id": (None, ""),
+        "return_token_ids": (None, False),
+        "spaces_between_special_tokens": (None, True),
+    }
+)
 
 
 class PassthroughOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +88,8 @@ class PassthroughOptions(msgspec.Struct, frozen=True, kw_only=True):
 class _Choice(msgspec.Struct):
     index: int = 0
     finish_reason: str | None = None
+    delta: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    message: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Details(msgspec.Struct):
@@ -119,10 +132,10 @@ def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] |
     if known is None:
         known = frozenset(fields)
     for name, value in fields.items():
-        if name in _VLLM_FIELDS and name not in known and not _asks_nothing(name, value, fields):
+        if name in _VLLM_FIELDS and name not in known and not _asks_nothing(kind, name, value, fields):
             raise UnsupportedFieldError(f"`{name}` is not known to this model server, which would pass over it", param=name)
     model = asked.model
-    name = decode_model(fields, model)
+    name, lora_name = _decode_model(fields, model)
     stream = bool_field(fields, "stream") if kind in _GENERATES else False
     params = SamplingParams()
     if kind in _GENERATES:
@@ -148,11 +161,23 @@ def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] |
         prompt_text=prompt if isinstance(prompt, str) else None,
         sampling=params,
         stream=stream,
-        lora_name=model.lora_adapters.get(name, ""),
+        lora_name=lora_name,
     )
     ignored = tuple(sorted(field for field in fields if field not in known and field not in chat.ADVISORY and field not in _VLLM_FIELDS))
     options = PassthroughOptions(id=inference.request_id, kind=kind, stream=stream, n=params.n * _prompts(prompt))
     return Decoded(prompts=(inference,), options=options, ignored=ignored)
+
+
+def _decode_model(fields: Mapping[str, Any], model: ModelInfo) -> tuple[str, str]:
+    """The model and the LoRA adapter that SGLang understands: it takes `MODEL:ADAPTER`, and any other name for the model's own."""
+    name, _, adapter = str_field(fields, "model").partition(":")
+    if adapter in model.lora_adapters and (not name or name in model.names):
+        return name, model.lora_adapters[adapter]
+    name = decode_model(fields, model)
+    if name in model.lora_adapters:
+        base = next(iter(model.names), "MODEL")
+        raise UnsupportedFieldError(f"this model server knows the adapter `{name}` as `{base}:{name}`", param="model")
+    return name, ""
 
 
 def _decode_logprobs(kind: str, fields: Mapping[str, Any]) -> int | None:
@@ -164,11 +189,14 @@ def _decode_logprobs(kind: str, fields: Mapping[str, Any]) -> int | None:
     return top if bool_field(fields, "logprobs") else None
 
 
-def _asks_nothing(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
-    if name in _ON_BY_DEFAULT:
-        # Who continues a message gets no generation prompt anyway.
-        return value in (None, True) or (name == "add_generation_prompt" and fields.get("continue_final_message") is True)
-    return value in (None, "", 0, [], {})  # False too
+def _asks_nothing(kind: str, name: str, value: Any, fields: Mapping[str, Any]) -> bool:
+    """Whether a field that the server does not know has the value which it would have anyway."""
+    if name == "add_special_tokens":
+        return value in (None, kind == "completions")
+    if name == "add_generation_prompt" and fields.get("continue_final_message") is True:
+        return True  # who continues a message gets no generation prompt
+    refused = completions.REFUSED if kind == "completions" else chat.REFUSED
+    return value in refused.get(name, _HARMLESS.get(name, (None,)))
 
 
 def _prompts(prompt: Any) -> int:
@@ -190,10 +218,11 @@ class _Passthrough:
     def _see(self, event: BodyEvent) -> _Body:
         """Raises UpstreamStatusError for an error of the server, MalformedMessageError for what is no JSON object."""
         try:
+            event.data.decode()  # msgspec does not look into what it skips
             body: _Body | list[msgspec.Raw] = _decode_body(event.data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            if event.http_status is not None and event.http_status >= 400:
-                raise UpstreamStatusError(code_from_server_status(event.http_status), "") from None
+            if not 200 <= (event.http_status or 200) < 300:
+                raise UpstreamStatusError(code_from_server_status(event.http_status or 500), "") from None
             raise MalformedMessageError(f"a passed-through body of {len(event.data)} bytes is no JSON object") from None
         if isinstance(body, list):
             if self._options.kind != "rerank":
@@ -201,9 +230,9 @@ class _Passthrough:
             return _Body()  # SGLang ranks as a list of scores
         error = body.error
         # Before SGLang 0.5.22 there is no status, and an error body looks like a success until it is read.
-        if error is not None or body.object == "error" or (event.http_status or 200) >= 400:
+        if error is not None or body.object == "error" or not 200 <= (event.http_status or 200) < 300:
             inner = error if isinstance(error, dict) else {"message": error if isinstance(error, str) else body.message, "code": body.code}
-            status = event.http_status if (event.http_status or 200) >= 400 else inner.get("code")
+            status = event.http_status if not 200 <= (event.http_status or 200) < 300 else inner.get("code")
             message = inner.get("message")
             raise UpstreamStatusError(
                 code_from_server_status(status if isinstance(status, int) else 500), message if isinstance(message, str) else ""
@@ -213,13 +242,20 @@ class _Passthrough:
                 raise UpstreamStatusError(
                     code_from_server_status(500), f"choice {choice.index} ended with finish_reason {choice.finish_reason!r}"
                 )
-            if choice.finish_reason is not None:
+            if not 0 <= choice.index < self._options.n:
+                raise OutOfOrderError(f"a message for choice {choice.index} of {self._options.n}")
+            if self._options.kind == "chat" and (choice.delta if self._options.stream else choice.message) is msgspec.UNSET:
+                raise MalformedMessageError(f"choice {choice.index} has no {'delta' if self._options.stream else 'message'}")
+            if choice.finish_reason:
+                if choice.index in self.finish_reasons:
+                    raise OutOfOrderError(f"a second finish for choice {choice.index}")
                 self.finish_reasons[choice.index] = choice.finish_reason
         if body.usage is not None:
             self.reported_usage = _decode_usage(body.usage)
         return body
 
-    def _check_finished(self) -> None:
+    def check_complete(self) -> None:
+        """The end has come: every choice must have finished."""
         missing = self._options.n - len(self.finish_reasons)
         if missing > 0 and self._options.kind in _GENERATES:
             raise TruncatedResponseError(f"the response ended before {missing} of {self._options.n} choices had finished")
@@ -248,8 +284,6 @@ class PassthroughStream(_Passthrough):
             self._see(event)
             # An event is one line; JSON has line breaks between its tokens only.
             encoded = _sse.encode_event(msgspec.json.format(data, indent=-1) if b"\n" in data or b"\r" in data else data)
-        if event.is_last:
-            self._check_finished()
         return encoded
 
     def close(self, usage: Usage) -> bytes:
@@ -274,12 +308,12 @@ class PassthroughBody(_Passthrough):
     def body(self, event: BodyEvent) -> bytes:
         """Keep it."""
         if event.data:
+            if self._data:
+                raise MalformedMessageError("a second body to pass through, where there is one answer")
             self._see(event)
             self._data = event.data
-        if event.is_last:
-            if not self._data:
-                raise MalformedMessageError("the body that was to be passed through is empty")
-            self._check_finished()
+        elif event.is_last and not self._data:
+            raise MalformedMessageError("the body that was to be passed through is empty")
         return b""
 
     def close(self, usage: Usage) -> bytes:

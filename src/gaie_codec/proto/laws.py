@@ -225,7 +225,13 @@ def _inferences(adapter: Adapter) -> SearchStrategy[InferenceRequest]:
 
 
 def _exchanges(adapter: Adapter) -> SearchStrategy[tuple[InferenceRequest, list[Any]]]:
-    return inference_requests(adapter).flatmap(lambda request: st.tuples(st.just(request), event_streams(request, adapter)))
+    def several(request: InferenceRequest) -> InferenceRequest:
+        # So that the places of choices are told, where there can be several.
+        sampling = msgspec.structs.replace(request.sampling, n=2) if "n" in adapter.carries else request.sampling
+        return msgspec.structs.replace(request, sampling=sampling, stream=True)
+
+    requests = inference_requests(adapter)
+    return (requests | requests.map(several)).flatmap(lambda request: st.tuples(st.just(request), event_streams(request, adapter)))
 
 
 _BODIES: SearchStrategy[BodyEvent] = st.builds(
@@ -235,7 +241,6 @@ _HEADERS: SearchStrategy[dict[str, str]] = st.dictionaries(st.sampled_from(("tra
 
 
 def _requests(bench: Bench) -> Law:
-    """Both kinds of request where the server has two: what the codec makes, and OpenAI JSON as it is."""
     ours = bench.ours
     assert ours is not None
     findings = _Findings()
@@ -260,17 +265,17 @@ def _responses(bench: Bench) -> Law:
     findings = _Findings()
     tried = 0
 
-    def run(exchange: tuple[InferenceRequest, list[Any]]) -> None:
+    def hold(messages: Iterable[Message], decode: Callable[[Any], Any]) -> None:
         nonlocal tried
         tried += 1
-        for event in exchange[1]:
-            findings.add_message(bench, ours.encode_response(event), ours.decode_response)
+        for message in messages:
+            findings.add_message(bench, message, decode)
 
-    _explore(bench, _exchanges(ours), run, findings)
+    _explore(bench, _exchanges(ours), lambda pair: hold(map(ours.encode_response, pair[1]), ours.decode_response), findings)
     way = ours.passthrough
     if way is not None:
         told = st.tuples(_BODIES, st.sampled_from(sorted(way.paths.values())))
-        _explore(bench, told, lambda pair: findings.add_message(bench, way.encode_response(*pair), way.decode_response), findings)
+        _explore(bench, told, lambda pair: hold([way.encode_response(*pair)], way.decode_response), findings)
     return Law(name="responses", claim=_CLAIMS["responses"], examples=tried, findings=findings.all())
 
 

@@ -92,7 +92,7 @@ def inference_requests(adapter: Adapter) -> SearchStrategy[InferenceRequest]:
         "cache_salt": _NAME,
         "lora_name": _NAME,
         "data_parallel_rank": _counts(adapter, "data_parallel_rank", 0, 7),
-        "kv_transfer_params": st.sampled_from(("{}", '{"remote_port":5,"do_remote_decode":true}')),
+        "kv_transfer_params": st.sampled_from(("{}", '{"do_remote_decode":true,"remote_port":5}')),
         "session_id": _NAME,
         "trace_headers": st.just({"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}),
         "return_token_ids": st.booleans(),

@@ -18,7 +18,7 @@ class _Bytes:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return self._decoder.decode(bytes(token_id for token_id in token_ids if token_id < END))
+        return self._decoder.decode(bytes(token_id for token_id in token_ids if 0 <= token_id < END))
 
     def peek(self, token_id: int) -> str:
         state = self._decoder.getstate()

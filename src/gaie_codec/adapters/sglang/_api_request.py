@@ -6,7 +6,7 @@ from typing import Any
 
 from ..._events import Constraint, InferenceRequest, Media, SamplingParams
 from ..base import RequestCoder, existing
-from ..wire import regex_of_choices
+from ..wire import decode_logit_bias, regex_of_choices
 
 DEFAULT_MAX_TOKENS = 128  # what the server takes an unset max_new_tokens for
 _ANY_OBJECT = '{"type": "object"}'
@@ -17,6 +17,7 @@ _FIELDS = {
     "prompt_text": "text.one",
     "stream": "stream",
     "media": "image_data.many.items.item.ref.url",
+    "media.detail": "image_data.many.items.item.ref.detail",
     "data_parallel_rank": "routed_dp_rank",
     "priority": "priority",
     "cache_salt": "cache_salt.one",
@@ -56,7 +57,7 @@ _MEDIA_FIELDS = {"image": "image_data", "video": "video_data", "audio": "audio_d
 _MEDIA_ITEMS = [f"{field}.{item}" for field in _MEDIA_FIELDS.values() for item in ("item", "many.items.item")]
 _ALSO_READ = frozenset(
     (
-        *("return_logprob", "logprob_start_len", "sampling_params.one.n", "sampling_params.one.stop"),
+        *("return_logprob.one", "logprob_start_len.one", "sampling_params.one.n", "sampling_params.one.stop"),
         *(f"{item}.{name}" for item in _MEDIA_ITEMS for name in ("source", "ref.url", "ref.detail")),
     )
 )
@@ -161,7 +162,7 @@ def coder(request_type: Any) -> RequestCoder:
             skip_special_tokens=message.skip_special_tokens if message.HasField("skip_special_tokens") else True,
             spaces_between_special_tokens=not message.HasField("spaces_between_special_tokens") or message.spaces_between_special_tokens,
             include_stop_str_in_output=message.no_stop_trim,
-            logit_bias={int(key): bias for key, bias in message.logit_bias.items() if key.isascii() and key.isdigit()},
+            logit_bias=decode_logit_bias(message.logit_bias),
             seed=message.sampling_seed if message.HasField("sampling_seed") else None,
             logprobs=request.top_logprobs_num.one if wants_logprobs else None,
             prompt_logprobs=(
@@ -180,6 +181,7 @@ def coder(request_type: Any) -> RequestCoder:
             "max_tokens": (1, 2**31 - 1),
             "min_tokens": _INT64,
             "seed": (-(2**63), 2**63 - 1),
+            "priority": (-(2**63), 2**63 - 1),
             "data_parallel_rank": _INT64,
         },
         encode=encode_request,

@@ -15,7 +15,7 @@ import msgspec
 from ..._errors import UsageError, code_from_server_status, server_status_from_code
 from ..._events import Constraint, ErrorEvent, Event, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokensEvent
 from ..base import Adapter, Convention, existing, trace_metadata
-from ..wire import decode_json_object, decode_logprobs, encode_logprobs, regex_of_choices
+from ..wire import decode_json_object, decode_logit_bias, decode_logprobs, encode_logprobs, regex_of_choices
 
 if TYPE_CHECKING:
     from ...snapshots import Snapshot
@@ -298,7 +298,7 @@ def _decode_sampling(request: Any) -> SamplingParams:
         logprobs=request.top_logprobs_num if request.return_logprob else None,
         prompt_logprobs=request.top_logprobs_num if request.return_logprob and request.logprob_start_len >= 0 else None,
         include_stop_str_in_output=message.no_stop_trim,
-        logit_bias={int(key): bias for key, bias in message.logit_bias.items() if key.isascii() and key.isdigit()},
+        logit_bias=decode_logit_bias(message.logit_bias),
     )
 
 

@@ -23,6 +23,7 @@ _FIELDS = {
     "priority": "priority",
     "session_id": "session_id",
     "media": "media.url",
+    "media.uuid": "media.uuid",
     "lora_name": "lora_name",
     "cache_salt": "kv.cache_salt",
     "kv_transfer_params": "kv.kv_transfer_params",
@@ -66,7 +67,6 @@ _ALSO_READ = frozenset(
         "response.prompt_candidates.top_n",
         "media.modality",
         "media.data_uri",
-        "media.uuid",
     )
 )
 _UINT32 = (0, 2**32 - 1)
@@ -105,7 +105,7 @@ def coder(snapshot: Snapshot, request_type: Any, *, sends_stops: bool) -> Reques
         if request.cache_salt:
             message.kv.cache_salt = request.cache_salt
         if request.kv_transfer_params:
-            encode_struct(_doubles(msgspec.json.decode(request.kv_transfer_params)), message.kv.kv_transfer_params)
+            encode_struct(_decode_params(request.kv_transfer_params), message.kv.kv_transfer_params)
         message.priority = request.priority
         if request.session_id:
             message.session_id = request.session_id
@@ -258,10 +258,18 @@ def _decode_media(message: Any) -> Media:
     )
 
 
-def _doubles(value: Any) -> Any:
-    """The value, if a Struct can hold it: its numbers are doubles. Raises MalformedRequestError for an integer that would change."""
+def _decode_params(text: str) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        raise MalformedRequestError("kv_transfer_params is not a JSON object", param="kv_transfer_params") from None
+    _check_doubles(value)
+    return value
+
+
+def _check_doubles(value: Any) -> None:
+    """Raise MalformedRequestError for an integer that would change in a Struct, whose numbers are doubles."""
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise MalformedRequestError("an integer of more than 53 bits cannot be sent to this model server", param="kv_transfer_params")
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _doubles(item)
-    return value
+        _check_doubles(item)

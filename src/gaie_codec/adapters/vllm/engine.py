@@ -122,7 +122,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             prompt_text=message.text if message.HasField("text") else None,
             sampling=_decode_sampling(message.sampling_params),
             stream=message.stream,
-            kv_transfer_params=message.kv_transfer_params_json if has_kv_transfer else "",
+            kv_transfer_params=check_json(message.kv_transfer_params_json, "kv_transfer_params_json") if has_kv_transfer else "",
             data_parallel_rank=message.data_parallel_rank if has_dp_rank and message.HasField("data_parallel_rank") else None,
         )
 

@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from ..._errors import UsageError
+from ..._errors import MalformedMessageError, UsageError
 from ..._events import Event, FinishEvent, ModelInfo, PromptEvent, TokenLogprob, TokensEvent
 from ..base import Adapter, Convention
-from ..wire import encode_struct, json_text_of
+from ..wire import decode_json_object, encode_struct, json_text_of
 from ._inference_request import coder, encode_metadata
 
 if TYPE_CHECKING:
@@ -63,7 +61,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             text=output.text,
             logprobs=_decode_logprobs(output) if output.logprobs else (),
             is_delta=True,
-            finish_reason=_REASONS[info.finish_reason] if info.finish_reason < len(_REASONS) else "stop",
+            finish_reason=_finish_reason(info.finish_reason),
             matched_stop=getattr(info, which) if which and which != "eos_token_id" else None,
             completion_tokens=info.num_output_tokens,
             cached_tokens=info.num_cached_tokens if has_cached_tokens else 0,
@@ -110,7 +108,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         if has_cached_tokens:
             info.num_cached_tokens = event.cached_tokens
         if event.kv_transfer_params:
-            encode_struct(msgspec.json.decode(event.kv_transfer_params), info.kv_transfer_params)
+            encode_struct(decode_json_object(event.kv_transfer_params, "kv_transfer_params"), info.kv_transfer_params)
         return message
 
     def decode_model_info(answers: Mapping[str, Any]) -> ModelInfo:
@@ -173,6 +171,12 @@ def adapter(snapshot: Snapshot) -> Adapter:
         decode_model_info=decode_model_info,
         encode_model_info=encode_model_info,
     )
+
+
+def _finish_reason(number: int) -> str:
+    if not 0 < number < len(_REASONS):  # the enum is open: a server may send any number
+        raise MalformedMessageError(f"finish_reason {number} is none that this snapshot knows")
+    return _REASONS[number]
 
 
 def _decode_tokens(output: Any) -> TokensEvent:
