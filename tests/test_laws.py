@@ -121,9 +121,9 @@ def ask(transcoder, fields, *, stream, **more):
 
 
 def scripts_for(fields, adapter):
-    """What a server generates that was asked this. Log probabilities come now and then unasked, and stop strings are named by servers
-    that are told them."""
-    named = ("STOP", EOS) if adapter.ends_at_stop_strings else (EOS,)
+    """What a server generates that was asked this. Log probabilities come now and then unasked, and stop strings are named whether they
+    were generated or not; but not by servers that are told none, nor by those of text, which name what they cut (test_text_choice)."""
+    named = ("STOP", EOS) if adapter.ends_at_stop_strings and not adapter.sends_text else (EOS,)
     return st.booleans().flatmap(
         lambda logprobs: scripts(
             token_ids=TOKEN_IDS,
@@ -391,6 +391,9 @@ def test_folding_the_stream_gives_the_unary_body(transcoder, data):
 def test_every_convention_gives_the_same_unary_body(transcoder, data):
     adapter, fields = transcoder.adapter, data.draw(questions(transcoder))
     script = data.draw(scripts_for(fields, transcoder.adapter))
+    if adapter.sends_text and not adapter.ends_at_stop_strings:
+        # Text does not tell which of a message's tokens completes a stop string, so it depends on the messages how many tokens count.
+        fields.pop("stop", None)
     # An end with the first token is EOS, and has no text of its own.
     assume(not (adapter.echoes_prompt and any(len(choice.token_ids) == 1 for choice in script.choices)))
     call = ask(transcoder, fields, stream=False)
@@ -401,17 +404,10 @@ def test_every_convention_gives_the_same_unary_body(transcoder, data):
         tellings.append({"streams": False})
     first, *others = [answer_to_all(call, whole(streams_of(script, call, TOKENIZER, **how))) for how in tellings]
     for other in others:
-        if adapter.sends_text and not adapter.ends_at_stop_strings and "stop" in fields:
-            # Which token of a message completes the stop string its text does not tell, so the message counts as a whole.
-            assert texts_of(other) == texts_of(first)
-        elif adapter.convention.names_choices:  # choices have no index there: their order is that in which they first came
+        if adapter.convention.names_choices:  # choices have no index there: their order is that in which they first came
             assert (other.status, other.usage, unordered(other)) == (first.status, first.usage, unordered(first))
         else:
             assert other.same == first.same
-
-
-def texts_of(answer):
-    return [(one["message"], one["finish_reason"], one["stop_reason"]) for one in answer.json["choices"]]
 
 
 def unordered(answer):

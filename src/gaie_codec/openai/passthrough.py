@@ -224,15 +224,18 @@ class _Passthrough:
             if not 200 <= (event.http_status or 200) < 300:
                 raise UpstreamStatusError(code_from_server_status(event.http_status or 500), "") from None
             raise MalformedMessageError(f"a passed-through body of {len(event.data)} bytes is no JSON object") from None
-        if isinstance(body, list):
+        is_failure = not 200 <= (event.http_status or 200) < 300
+        if isinstance(body, list) and not is_failure:
             if self._options.kind != "rerank":
                 raise MalformedMessageError(f"a passed-through body of {len(event.data)} bytes is a JSON list")
             return _Body()  # SGLang ranks as a list of scores
+        if isinstance(body, list):
+            body = _Body()
         error = body.error
         # Before SGLang 0.5.22 there is no status, and an error body looks like a success until it is read.
-        if error is not None or body.object == "error" or not 200 <= (event.http_status or 200) < 300:
+        if error is not None or body.object == "error" or is_failure:
             inner = error if isinstance(error, dict) else {"message": error if isinstance(error, str) else body.message, "code": body.code}
-            status = event.http_status if not 200 <= (event.http_status or 200) < 300 else inner.get("code")
+            status = event.http_status if is_failure else inner.get("code")
             message = inner.get("message")
             raise UpstreamStatusError(
                 code_from_server_status(status if isinstance(status, int) else 500), message if isinstance(message, str) else ""
