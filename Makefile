@@ -58,6 +58,7 @@ bench: $(STAMP)
 data: $(STAMP)
 	$(BIN)/python tools/vendor.py write-data
 	$(BIN)/python tools/compat.py write
+	$(BIN)/python tools/supported.py
 	$(BIN)/python tools/state_table.py
 
 # The lower bounds of pyproject.toml. Without the suites that need smg-grpc-proto, whose stubs want a newer protobuf.

@@ -29,8 +29,9 @@ from gaie_codec.compat import _versions as versions
 from gaie_codec.compat import report
 from gaie_codec.compat._matrix import Installed, Row, matrix
 from gaie_codec.compat._resolve import PROTO, SERVICER, snapshot_for_proto
+from gaie_codec.compat._supported import FIELDS, treatment
 from gaie_codec.compat.blocks import Block, as_markdown, as_text
-from gaie_codec.snapshots import SNAPSHOTS
+from gaie_codec.snapshots import SNAPSHOTS, load
 
 ROOT = Path(__file__).parents[1]
 MATRIX = matrix()
@@ -406,6 +407,23 @@ def test_fields_that_never_leave_the_gateway() -> None:
     found = compat.explain("tools")
     assert "template" in found.gateway
     assert not found.verdicts
+
+
+def test_it_agrees_with_what_requests_meet() -> None:
+    for row in FIELDS:
+        found = compat.explain(row.partition(" ")[0])
+        for dialect in adapters.DIALECTS:
+            adapter = adapters.get(load(dialect))
+            is_refused = treatment(adapter, row).kind == "refused"
+            can = [verdict.can for verdict in found.verdicts if verdict.dialect == dialect]
+            assert is_refused or found.gateway or any(can) or row == "n", (row, dialect)
+            if " " not in row:  # which is one value of a field that is otherwise sent
+                assert not is_refused or found.refused or not all(can), (row, dialect)
+            assert not (is_refused and found.gateway), (row, dialect)
+    assert "yet" in compat.explain("echo").refused
+    assert "/v1/completions" in compat.explain("logprobs").refused
+    assert "yet" in as_text(report.of_explanations([compat.explain("suffix")]))
+    assert "emulated: sampling_params.regex" in as_text(report.of_explanations([compat.explain("constraint.choice")]))
 
 
 @pytest.mark.parametrize(("field", "near"), [("logit_bais", "logit_bias"), ("json_schem", "json_schema"), ("temprature", "temperature")])

@@ -506,6 +506,19 @@ def test_a_server_that_tells_nothing_of_itself_is_served_with_a_tokenizer_of_our
         server.stop(None).wait()
 
 
+@pytest.mark.parametrize("asked", ["vllm.engine", "vllm.inference", "sglang.api"])
+def test_a_dialect_that_the_server_does_not_speak(asked: str) -> None:
+    thread = SimThread("sglang.runtime")
+    command = [sys.executable, "-m", "gaie_codec.cli", "serve", "--upstream", f"127.0.0.1:{thread.port}", "--dialect", asked]
+    try:
+        for tokenizer in ("builtin", "server"):
+            done = subprocess.run([*command, "--tokenizer", tokenizer], capture_output=True, text=True, timeout=60)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr.endswith(f"no {asked} model server: it speaks sglang.runtime; --dialect auto sees that\n")
+    finally:
+        thread.stop()
+
+
 def test_serve_says_what_is_wrong() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]

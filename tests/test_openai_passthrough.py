@@ -127,6 +127,12 @@ def test_what_the_server_would_pass_over_is_refused_by_name(fields, param):
     assert ask(**dict.fromkeys(fields)).dropped == (), "null asks for nothing"
 
 
+def test_what_the_server_would_pass_over_is_reported_where_the_host_lets_it_go():
+    host = Transcoder("sglang.runtime", unsupported="drop")
+    call = ask(host=host, thinking_token_budget=5, prompt_logprobs=1, bad_words=[], frobnicate=1)
+    assert call.dropped == ("frobnicate", "prompt_logprobs", "thinking_token_budget")
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -169,7 +169,7 @@ class Transcoder:
         way = self.passthrough
         assert way is not None
         known = way.fields[kind]
-        decoded = passthrough.decode_request(kind, body, asked, known)
+        decoded = passthrough.decode_request(kind, body, asked, known, drops=self.unsupported == "drop")
         told = {name: headers[name] for name in _PASSED_HEADERS if is_metadata_value(headers.get(name, ""))}
         if RANK in headers:
             told[RANK] = str(decode_rank(headers[RANK]))

@@ -184,12 +184,25 @@ async def _detect_adapter(upstream: Upstream, snapshot: str | None, timeout_s: f
 
 async def _await_model_info(upstream: Upstream, adapter: Adapter, timeout_s: float, *, is_optional: bool) -> ModelInfo:
     try:
-        return await _await_answer(upstream, timeout_s, lambda limit_s: fetch_model_info(upstream, adapter, timeout_s=limit_s))
+        model = await _await_answer(upstream, timeout_s, lambda limit_s: fetch_model_info(upstream, adapter, timeout_s=limit_s))
     except CodecError as error:
-        if is_optional and error.code is Code.UNIMPLEMENTED:
-            _log.warning("the model server has no GetModelInfo: its name, limits and sampling defaults are not known")
-            return ModelInfo()
-        raise UsageError(f"upstream {upstream.target}: no {adapter.dialect} model server: {error}") from error
+        if error.code is Code.UNIMPLEMENTED:
+            await _check_dialect(upstream, adapter)
+        if not is_optional or error.code is not Code.UNIMPLEMENTED:
+            raise UsageError(f"upstream {upstream.target}: no {adapter.dialect} model server: {error}") from error
+        _log.warning("the model server has no GetModelInfo: its name, limits and sampling defaults are not known")
+        return ModelInfo()
+    if not adapter.info_paths:
+        await _check_dialect(upstream, adapter)
+    return model
+
+
+async def _check_dialect(upstream: Upstream, adapter: Adapter) -> None:
+    """Raise UsageError for a server that is known to speak another dialect; it has told nothing in the one that it was asked in."""
+    with contextlib.suppress(CodecError):
+        spoken = (await probe(upstream)).dialect
+        if spoken not in ("", adapter.dialect):
+            raise UsageError(f"upstream {upstream.target}: no {adapter.dialect} model server: it speaks {spoken}; --dialect auto sees that")
 
 
 async def _await_answer(upstream: Upstream, timeout_s: float, ask: Callable[[float], Awaitable[_Told]]) -> _Told:

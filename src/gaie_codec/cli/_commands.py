@@ -69,7 +69,7 @@ def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script:
     from ..sim import SimServer, decode_script, run
 
     answer = decode_script(script.read()) if script is not None else None
-    served = ModelInfo(served_model_name=model)
+    served = ModelInfo(model_path=tokenizer, tokenizer_path=tokenizer, served_model_name=model)
     _run(run(SimServer(dialect, snapshot=snapshot, tokenizer=tokenizer, model=served, script=answer), listen))
 
 

@@ -449,11 +449,12 @@ MATRIX: Final = rb"""
   "tracestate": ["trace_headers"]
  },
  "gateway_fields": [
-  {"names": ["tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"], "why": "Tools go into the prompt by the chat template; what a choice forces goes out as a constraint."},
-  {"names": ["chat_template", "chat_template_kwargs", "documents", "add_generation_prompt", "continue_final_message", "reasoning_effort"], "why": "They shape the prompt, which the gateway renders."},
+  {"names": ["tools", "tool_choice"], "why": "Tools go into the prompt by the chat template. A choice other than none is refused, unless JSON is passed through (sglang.runtime)."},
+  {"names": ["parallel_tool_calls", "functions", "function_call", "include_reasoning", "modalities"], "why": "Accepted without effect."},
+  {"names": ["chat_template_kwargs", "documents", "add_generation_prompt", "continue_final_message", "reasoning_effort"], "why": "They shape the prompt, which the gateway renders."},
   {"names": ["add_special_tokens", "truncate_prompt_tokens", "truncation_side"], "why": "The gateway makes the ids."},
-  {"names": ["stream_options", "echo", "return_tokens_as_token_ids", "include_reasoning"], "why": "They shape the answer, which the gateway writes."},
-  {"names": ["user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier", "verbosity", "modalities"], "why": "They advise the provider and change nothing in what is generated."}
+  {"names": ["stream_options"], "why": "It shapes the answer, which the gateway writes."},
+  {"names": ["user", "metadata", "store", "service_tier", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "verbosity", "mm_payload"], "why": "They advise the provider and change nothing in what is generated."}
  ]
 }
 """

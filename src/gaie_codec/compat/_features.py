@@ -17,6 +17,7 @@ from .. import adapters
 from .._errors import UsageError
 from .._events import Constraint, InferenceRequest, SamplingParams
 from ..adapters.base import Adapter
+from ..openai import chat, completions
 from ..snapshots import SNAPSHOTS, load
 from ._matrix import Behaviour, SnapshotEntry, matrix
 from ._resolve import SERVICER
@@ -28,6 +29,11 @@ NEUTRAL_FIELDS: Final = (
     *(f"constraint.{kind}" for kind in get_args(get_type_hints(Constraint)["kind"])),
 )
 """Every field of a request, by the name that `Adapter.carries` uses."""
+
+
+_UNLESS: Final = "unless JSON is passed through to a server that knows it (sglang.runtime)."
+_REFUSED: Final = f"Refused by name, as the gateway does not support it yet, {_UNLESS}"
+_REFUSED_COMPLETIONS: Final = f"In /v1/completions it is refused by name, as the gateway does not support it there yet, {_UNLESS}"
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,12 +72,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What becomes of one request field. `gateway` says so where no model server needs to know it."""
+    """What becomes of one request field. `gateway` says so where no model server needs to know it, `refused` where requests with it
+    are refused whatever the wire can carry."""
 
     field: str
     neutral: tuple[str, ...]
     verdicts: tuple[Verdict, ...] = ()
     gateway: str = ""
+    refused: str = ""
     without_adapter: tuple[str, ...] = ()
     """Dialects that this library has no adapter for, so nothing can be said of them."""
 
@@ -108,6 +116,10 @@ def explain(field: str, *, dialect: str | None = None, snapshot: str | None = No
         raise UsageError("a snapshot needs its dialect")
     if dialect is not None:
         load(dialect, snapshot)  # raises for what does not exist
+    wanted = field.strip().lower()
+    refused = _REFUSED if wanted in chat.REFUSED else _REFUSED_COMPLETIONS if wanted in completions.REFUSED else ""
+    if refused and wanted not in NEUTRAL_FIELDS:
+        return Explanation(field=field, neutral=(), refused=refused)
     names, gateway = _neutral(field)
     if gateway:
         return Explanation(field=field, neutral=(), gateway=gateway)
@@ -118,6 +130,7 @@ def explain(field: str, *, dialect: str | None = None, snapshot: str | None = No
     return Explanation(
         field=field,
         neutral=names,
+        refused=refused,
         verdicts=tuple(_verdict(spoken_dialect, snapshot, name) for spoken_dialect in spoken for name in names),
         without_adapter=tuple(name for name in dialects if name not in spoken),
     )
@@ -195,7 +208,9 @@ def _verdict(dialect: str, snapshot: str | None, field: str) -> Verdict:
         said = features(dialect, snapshot)
         if field in said.carries:
             low_high = said.ranges.get(field)
+            emulated = _carried(dialect)[snapshot].emulates.get(field)
             reason = f"values {low_high[0]} to {low_high[1]}" if low_high else "carried"
+            reason = f"emulated: {emulated}" if emulated else reason
             return Verdict(dialect=dialect, snapshot=snapshot, field=field, can=True, reason=reason, behaviours=about)
         lack = next((item for item in said.missing if item.field == field), None) or _missing(dialect, snapshot, field)
         return Verdict(dialect=dialect, snapshot=snapshot, field=field, can=False, reason=lack.reason, since=lack.since, behaviours=about)
@@ -204,6 +219,8 @@ def _verdict(dialect: str, snapshot: str | None, field: str) -> Verdict:
     if first is None:
         return Verdict(dialect=dialect, field=field, can=False, reason=_missing(dialect, names[-1], field).reason, behaviours=about)
     reason = "in every snapshot" if first == names[0] else f"from {first} on, not in {', '.join(names[: names.index(first)])}"
+    if emulated := _carried(dialect)[names[-1]].emulates.get(field):
+        reason += f"; emulated: {emulated}"
     return Verdict(dialect=dialect, field=field, can=True, reason=reason, since=first, behaviours=about)
 
 
@@ -240,7 +257,8 @@ def _neutral(field: str) -> tuple[tuple[str, ...], str]:
         for group in data.gateway_fields:
             if name in group.names:
                 return (), group.why
-    known = [*NEUTRAL_FIELDS, *data.openai_fields, *(name for group in data.gateway_fields for name in group.names)]
+    by_gateway = [name for group in data.gateway_fields for name in group.names]
+    known = [*NEUTRAL_FIELDS, *data.openai_fields, *chat.REFUSED, *completions.REFUSED, *by_gateway]
     short = {name.rpartition(".")[2]: name for name in known}
     near = dict.fromkeys(short[name] for name in difflib.get_close_matches(wanted.lower(), list(short), n=5, cutoff=0.5))
     hint = f"near it: {', '.join(near)}" if near else "gaie-codec compat --dialect D lists the fields of a dialect"

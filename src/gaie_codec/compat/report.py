@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from .. import adapters
 from .._errors import UsageError
-from ..snapshots import SNAPSHOTS
+from ..snapshots import SNAPSHOTS, load
 from ._features import NEUTRAL_FIELDS, Explanation, Features, since, used_by
 from ._matrix import BadPair, Behaviour, Row, ServerDialect, matrix
 from ._resolve import Point, Resolution, Support
@@ -118,7 +118,9 @@ def of_explanations(several_found: Sequence[Explanation]) -> list[Block]:
     if found.gateway:
         return [Heading(found.field), Text(f"No model server needs it. {found.gateway}")]
     blocks: list[Block] = [Heading(found.field)]
-    if found.neutral != (found.field,):
+    if found.refused:
+        blocks.append(Text(found.refused))
+    if found.neutral and found.neutral != (found.field,):
         blocks.append(Text(f"Carried by: {', '.join(found.neutral)}."))
     several = len(found.neutral) > 1
     verdicts = [item for each in several_found for item in each.verdicts]
@@ -128,6 +130,9 @@ def of_explanations(several_found: Sequence[Explanation]) -> list[Block]:
         rows.append((where, *([item.field] if several else []), "yes" if item.can else "no", item.reason))
     if rows:
         blocks.append(_table(("dialect", *(["field"] if several else []), "can be sent", "why"), rows))
+    typed = [name for name in dict.fromkeys(item.dialect for item in verdicts) if adapters.get(load(name)).passthrough is not None]
+    if typed:
+        blocks.append(Text(f"{', '.join(typed)}: as typed calls. JSON that is passed through may say whatever that server reads."))
     if found.without_adapter:
         blocks.append(Text(f"No adapter yet, so nothing is known: {', '.join(found.without_adapter)}."))
     about = {item.id: item for verdict in verdicts for item in verdict.behaviours}

@@ -119,9 +119,9 @@ class _Body(msgspec.Struct):
 _decode_body: Final = msgspec.json.Decoder(_Body | list[msgspec.Raw]).decode
 
 
-def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] | None) -> Decoded:
+def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] | None, *, drops: bool = False) -> Decoded:
     """Decode a request of one kind, as far as the gateway has to know it; `known` are the fields that the server takes,
-    None to refuse none.
+    None to refuse none. Those which it passes over are reported, or, where that changes what is asked for and not `drops`, refused.
 
     Raises RequestError. The prompt stays text or messages: only the server tokenizes it.
     """
@@ -131,9 +131,13 @@ def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] |
             raise type_error(name, "missing", "Field required")
     if known is None:
         known = frozenset(fields)
-    for name, value in fields.items():
-        if name in _VLLM_FIELDS and name not in known and not _asks_nothing(kind, name, value, fields):
-            raise UnsupportedFieldError(f"`{name}` is not known to this model server, which would pass over it", param=name)
+    lost = [
+        name
+        for name, value in fields.items()
+        if name in _VLLM_FIELDS and name not in known and not _asks_nothing(kind, name, value, fields)
+    ]
+    if lost and not drops:
+        raise UnsupportedFieldError(f"`{lost[0]}` is not known to this model server, which would pass over it", param=lost[0])
     model = asked.model
     name, lora_name = _decode_model(fields, model)
     stream = bool_field(fields, "stream") if kind in _GENERATES else False
@@ -163,9 +167,9 @@ def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] |
         stream=stream,
         lora_name=lora_name,
     )
-    ignored = tuple(sorted(field for field in fields if field not in known and field not in chat.ADVISORY and field not in _VLLM_FIELDS))
+    unknown = {field for field in fields if field not in known and field not in chat.ADVISORY and field not in _VLLM_FIELDS}
     options = PassthroughOptions(id=inference.request_id, kind=kind, stream=stream, n=params.n * _prompts(prompt))
-    return Decoded(prompts=(inference,), options=options, ignored=ignored)
+    return Decoded(prompts=(inference,), options=options, ignored=tuple(sorted(unknown.union(lost))))
 
 
 def _decode_model(fields: Mapping[str, Any], model: ModelInfo) -> tuple[str, str]:
