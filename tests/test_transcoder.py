@@ -118,6 +118,28 @@ def test_endpoints_that_there_are_not(method, path, status, allow):
     assert headers.get("allow", "") == allow
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Transcoder("vllm.engine", tokenizer="builtin"),
+        lambda: Limits(max_calls=0),
+        lambda: Limits(max_message_bytes=-1),
+        lambda: TRANSCODER.request("POST", CHAT, [(b"content-type", b"application/json")], b"{}", request_id="r"),
+        lambda: TRANSCODER.request("POST", CHAT, {"content-type": None}, b"{}", request_id="r"),
+        lambda: call().response(created=1).receive_trailers([(b"grpc-status", b"0")]),
+        lambda: call().response(created=1).receive_status("0"),
+    ],
+)
+def test_misuse_says_what_is_wrong(make):
+    with pytest.raises(UsageError):
+        make()
+
+
+def test_a_status_may_be_a_bare_number():
+    for number, code in ((8, Code.RESOURCE_EXHAUSTED), (99, Code.UNKNOWN)):
+        assert call().response(created=1).receive_status(number, "x") == call().response(created=1).receive_status(code, "x")
+
+
 def test_a_query_is_ignored():
     assert TRANSCODER.request("POST", CHAT + "?api-version=1", (), body(), request_id="r").message == call(request_id="r").message
 

@@ -15,7 +15,7 @@ from . import adapters, snapshots
 from ._calls import UpstreamCall, check_calls, plan
 from ._choices import Choice
 from ._conventions import Teller
-from ._errors import Code, CodecError, MalformedMessageError, MalformedRequestError, RequestError, UnsupportedFieldError, UsageError
+from ._errors import CodecError, MalformedMessageError, MalformedRequestError, RequestError, UnsupportedFieldError, UsageError
 from ._events import Event, FinishEvent, InferenceRequest, ModelInfo, TokensEvent
 from ._fit import fit
 from ._framing import encode_frame
@@ -217,7 +217,7 @@ class BridgedResponse:
         """The trailers of one call."""
         return self._receive(call, lambda _: self._readers[call].receive_trailers(trailers), is_last=True)
 
-    def receive_status(self, code: Code, detail: str = "", *, call: int = 0) -> Sequence[GrpcOutput]:
+    def receive_status(self, code: int, detail: str = "", *, call: int = 0) -> Sequence[GrpcOutput]:
         """The end of one call, for hosts whose gRPC library decoded the trailers."""
         return self._receive(call, lambda _: self._readers[call].receive_status(code, detail), is_last=True)
 

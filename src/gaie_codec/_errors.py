@@ -122,6 +122,13 @@ def code_from_text(text: str) -> Code:
         return Code.UNKNOWN
 
 
+def as_code(number: int) -> Code:
+    """The code of a number, which some gRPC libraries give bare; UNKNOWN for one without a name. Raises UsageError for anything else."""
+    if not isinstance(number, int):
+        raise UsageError(f"{number!r} is no status code; gaie_codec.Code has them by number")
+    return Code(number) if 0 <= number < len(Code) else Code.UNKNOWN
+
+
 class CodecError(Exception):
     """Base of everything raised on purpose.
 

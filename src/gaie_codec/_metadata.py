@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final, TypeAlias
 
-from ._errors import Code, MalformedMessageError, UpstreamError, UpstreamStatusError, code_from_http, code_from_text
+from ._errors import Code, MalformedMessageError, UpstreamError, UpstreamStatusError, UsageError, code_from_http, code_from_text
 
 Headers: TypeAlias = Iterable[tuple[str, str]]
 
@@ -19,9 +19,13 @@ _PERCENT: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 
 
 def as_mapping(headers: Headers | Mapping[str, str]) -> dict[str, str]:
-    """Names in lower case. Of a name that comes twice the last value counts, as with grpcio."""
+    """Names in lower case. Of a name that comes twice the last value counts, as with grpcio. Raises UsageError for what is no text."""
     pairs = headers.items() if isinstance(headers, Mapping) else headers
-    return {name.lower(): value for name, value in pairs}
+    fields = {name.lower(): value for name, value in pairs}
+    for name, value in fields.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise UsageError(f"headers are pairs of str, not ({name!r}, {value!r}); decode bytes as latin-1")
+    return fields
 
 
 def is_metadata_value(value: str) -> bool:

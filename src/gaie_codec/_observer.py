@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from . import adapters, snapshots
-from ._errors import Code, CodecError
+from ._errors import CodecError
 from ._events import BodyEvent, Event, FinishEvent, InferenceRequest, ModelInfo, TokensEvent, Usage
 from ._grpc_in import decode_request, only_message, parse_request
 from ._metadata import Headers, as_mapping
@@ -162,7 +162,7 @@ class ObservedResponse:
         """The trailers, which end the response."""
         return self._receive(lambda _: self._reader.receive_trailers(trailers), is_last=True)
 
-    def receive_status(self, code: Code, detail: str = "") -> Sequence[Event]:
+    def receive_status(self, code: int, detail: str = "") -> Sequence[Event]:
         """The end of the response, for hosts whose gRPC library decoded the trailers."""
         return self._receive(lambda _: self._reader.receive_status(code, detail), is_last=True)
 

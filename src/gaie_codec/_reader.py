@@ -20,6 +20,7 @@ from ._errors import (
     TruncatedResponseError,
     UpstreamStatusError,
     UsageError,
+    as_code,
 )
 from ._events import BodyEvent, ErrorEvent, Event, FinishEvent, PromptEvent, TokensEvent
 from ._framing import FrameDecoder
@@ -171,9 +172,10 @@ class CallReader:
         # Some hosts report the end of a trailers-only answer as trailers that are empty.
         self._close(decode_status(fields if "grpc-status" in fields else self._status_in_headers or fields))
 
-    def receive_status(self, code: Code, detail: str) -> None:
+    def receive_status(self, code: int, detail: str) -> None:
         """Likewise, for hosts whose gRPC library decoded the trailers."""
-        self._close(None if code is Code.OK else UpstreamStatusError(code, detail))
+        known = as_code(code)
+        self._close(None if known is Code.OK else UpstreamStatusError(known, detail))
 
     def receive_eof(self) -> None:
         """The connection or stream ended without trailers."""

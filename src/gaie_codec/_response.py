@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ._choices import Choice, Delta
-from ._errors import Code, CodecError, UsageError
+from ._errors import CodecError, UsageError
 from ._events import BodyEvent, Event, FinishEvent, TokensEvent, Usage
 from ._metadata import Headers
 from ._outputs import BodyChunk, CancelCall, EndOfBody, Output, ResponseHead, encode_error_response, encode_json_response
@@ -189,7 +189,7 @@ class Response:
         """The trailers, which end the response."""
         return self._close(call, lambda reader: reader.receive_trailers(trailers))
 
-    def receive_status(self, code: Code, detail: str = "", *, call: int = 0) -> Sequence[Output]:
+    def receive_status(self, code: int, detail: str = "", *, call: int = 0) -> Sequence[Output]:
         """The end of the response, for hosts whose gRPC library decoded the trailers."""
         return self._close(call, lambda reader: reader.receive_status(code, detail))
 

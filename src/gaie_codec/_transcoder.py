@@ -47,6 +47,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     max_calls: int = 128
 
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}, not at least 1")
+
 
 class Transcoder:
     """OpenAI HTTP <-> one model-server dialect at one snapshot. Holds no per-request state; share it between threads.
@@ -77,6 +82,8 @@ class Transcoder:
         self.passthrough: Passthrough | None = self.adapter.passthrough if passthrough else None
         if tokenizer is None and self.passthrough is None:
             raise UsageError(f"{self.adapter.dialect} takes token ids: a tokenizer is needed")
+        if isinstance(tokenizer, str):
+            raise UsageError(f"tokenizer is {tokenizer!r}: load it with gaie_codec.tokenizer_sources.load_tokenizer")
         if unsupported not in ("reject", "drop"):
             raise UsageError(f"unsupported is {unsupported!r}, not 'reject' or 'drop'")
         if stop_holdback not in ("prefix", "window"):

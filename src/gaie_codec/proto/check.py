@@ -188,7 +188,8 @@ def _to_do(
     candidate: Candidate, baseline: str, ours: Adapter | None, changes: tuple[Change, ...], laws: tuple[Law, ...], unmapped: list[str]
 ) -> Iterator[str]:
     if not changes:
-        yield f"The schema is that of {baseline}: add the release to `releases` in its provenance.json, nothing else."
+        if candidate.name.replace("==", "-") not in (baseline, *provenance(candidate.dialect, baseline).releases):
+            yield f"The schema is that of {baseline}: add the release to `releases` in its provenance.json, nothing else."
         return
     source = _Source(ours) if ours is not None else None
     broken = {change.subject: None for change in changes if change.severity.is_breaking}
