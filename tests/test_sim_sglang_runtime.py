@@ -272,6 +272,11 @@ def test_an_error_amid_the_stream_is_an_aborted_choice():
     assert meta(messages[-1])["finish_reason"] == {"type": "abort", "message": "boom", "status_code": 500}
 
 
+def test_an_error_amid_an_answer_that_is_not_streamed_is_all_there_is():
+    script = {"tokens": [[7], [8], [9]], "error": {"code": "INTERNAL", "message": "boom", "after": 2}}
+    assert generate(script, stream=False) == ([], "INTERNAL", "500: boom")
+
+
 def test_a_limit_over_the_context_is_refused():
     messages, code, details = generate({"text": "a"}, sampling_params={"max_new_tokens": 1 << 30})
     assert (messages, code) == ([], "INTERNAL")

@@ -114,19 +114,26 @@ def services(adapter: Adapter, engine: Engine) -> Services:
             if message.sampling_params.HasField("json_schema") and has_guided(message):
                 raise MalformedRequestError("legacy json_schema/regex cannot be combined with guided_decoding")
             messages = _Messages(adapter, request, response_type, sends_text=has_return_text and getattr(message, "return_text", False))
+            held: list[Any] = []  # an answer that is not streamed comes when nothing can go wrong any more
             never_ends = snapshot.name == "0.5.16" and request.sampling.n > 1 and not request.stream
 
             async def send(event: Event) -> None:
                 if never_ends:
                     await asyncio.Event().wait()
-                await context.write(messages.encode(event))
+                message = messages.encode(event)
+                if not request.stream:
+                    held.append(message)
+                    return
+                await context.write(message)
                 if messages.has_ended:
                     raise _Ended
 
             with suppress(_Ended):
                 await engine.generate(request, _Front(adapter, request), send)
             if not messages.has_ended:
-                await context.write(response_type(finished=True))
+                held.append(response_type(finished=True))
+            for message in held:
+                await context.write(message)
 
         return generate
 
