@@ -1,6 +1,6 @@
 """A host of one page: embed the codec in your own asyncio program, with grpcio moving the bytes.
 
-    python examples/grpcio_host.py grpc-host:50051 '{"messages": [{"role": "user", "content": "Hi"}], "stream": true}'
+    python examples/grpcio_host.py 127.0.0.1:50051 '{"messages": [{"role": "user", "content": "Hi"}], "stream": true}'
 
 It asks the server for its model and tokenizer, sends one chat completion, and prints what an HTTP client would get. A host without a
 gRPC library sends `call.frame` with `call.headers` instead, and feeds `receive_headers`, `receive_data` and `receive_trailers`.
