@@ -173,7 +173,7 @@ class Choice(AnyChoice):
         # Is there more to do than to decode and match?
         self._is_busy = self._logprobs is not None or (self._matcher is not None and self._min_tokens > 0)
 
-    def receive_plain(self, token_ids: list[int]) -> str | None:
+    def receive_plain(self, token_ids: Sequence[int]) -> str | None:
         """The per-token path: the text of ids when the client gets nothing but text. None where `receive_tokens` has to decide."""
         completion_tokens = self.completion_tokens + len(token_ids)
         if self._is_busy or completion_tokens >= self._max_tokens or token_ids[-1] in self._stop_ids:
@@ -196,7 +196,7 @@ class Choice(AnyChoice):
         self._held = _Held([text])
         return ""
 
-    def receive_plain_total(self, token_ids: list[int]) -> str | None:
+    def receive_plain_total(self, token_ids: Sequence[int]) -> str | None:
         """Likewise for the ids of all messages so far."""
         new = token_ids[self._ids :]
         text = self.receive_plain(new) if new else None

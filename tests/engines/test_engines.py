@@ -232,6 +232,7 @@ class TestFailures:
 class TestDisconnect:
     @pytest.mark.parametrize("stream", [True, False], ids=["stream", "unary"])
     def test_the_engine_stops(self, served: Served, stream: bool) -> None:
+        time.sleep(0.3)  # the calls of the test before may just be ending
         before = len(served.engine.log("abort"))
         body = {"model": model.NAME, "messages": ask({"text": "x" * 200, "delay": 0.05}), "stream": stream}
         timeout = httpx.Timeout(30, read=30 if stream else 0.5)

@@ -148,7 +148,7 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     """The call's metadata."""
     decode_response: Callable[[Any], Sequence[Event]]
     """One message to its events, none for a message that says nothing."""
-    decode_tokens: Callable[[Any], tuple[int, list[int]]] | None = None
+    decode_tokens: Callable[[Any], tuple[int, Sequence[int]]] | None = None
     """The per-token path where the server sends ids: index and ids, of the message or of the choice so far as `convention` has it; no
     ids for a message that brings no tokens, or more than them. The rest of it is not looked at."""
     decode_text: Callable[[Any], tuple[int, str, int] | None] | None = None

@@ -8,7 +8,7 @@ unless the server streams incrementally, several choices share a stream without 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -96,10 +96,10 @@ def adapter(snapshot: Snapshot) -> Adapter:
             ),
         )
 
-    def decode_tokens(message: Any) -> tuple[int, list[int]]:
-        meta, token_ids = message.meta_info, message.output_ids[:]
+    def decode_tokens(message: Any) -> tuple[int, Sequence[int]]:
+        meta, token_ids = message.meta_info, message.output_ids  # not copied: only the new ones of them are looked at
         is_plain = meta["finish_reason"] == "null" and meta["completion_tokens"] == str(len(token_ids))
-        return 0, token_ids if is_plain else []
+        return 0, token_ids if is_plain else ()
 
     def encode_response(event: Event) -> Any:
         if not isinstance(event, TokensEvent | FinishEvent):
