@@ -57,6 +57,7 @@ bench: $(STAMP)
 
 data: $(STAMP)
 	$(BIN)/python tools/vendor.py write-data
+	$(BIN)/python tools/ext_proc.py
 	$(BIN)/python tools/compat.py write
 	$(BIN)/python tools/supported.py
 	$(BIN)/python tools/state_table.py

@@ -14,7 +14,8 @@ LEVELS = {"_errors": 0, "adapters": 2, "openai": 2}
 LEVELS |= dict.fromkeys(("_tally", "_choices", "_text_choice", "_conventions", "_fit", "_grpc_in", "_outputs", "_per_token", "_reader"), 2)
 LEVELS |= dict.fromkeys(("_bridge", "_calls", "_observer", "_response", "_transcoder"), 3)
 LEVELS |= dict.fromkeys(("_events", "_framing", "_sse", "_state", "_metadata", "snapshots", "text"), 1) | {"compat": 2}
-LEVELS |= dict.fromkeys(("asgi", "cli", "probe", "proto", "sim", "testing", "tokenizer_sources"), 4)
+LEVELS |= dict.fromkeys(("asgi", "cli", "conformance", "ext_proc", "inferencepool", "probe", "proto", "sim", "telemetry"), 4)
+LEVELS |= dict.fromkeys(("testing", "tokenizer_sources", "upstream"), 4)
 ROOT = Path(gaie_codec.__file__).parent
 FILES = {path.relative_to(ROOT).with_suffix("").parts: path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"}
 CORE = {parts: path for parts, path in FILES.items() if LEVELS[parts[0]] < 4}
