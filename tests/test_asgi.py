@@ -30,10 +30,9 @@ from gaie_codec import (
     UsageError,
 )
 from gaie_codec.asgi.app import create_app
-from gaie_codec.asgi.questions import check_health, fetch_model_info, fetch_tokenizer
 from gaie_codec.asgi.server import run_serve
-from gaie_codec.asgi.upstream import Upstream, parse_target
 from gaie_codec.tokenizer_sources import load_tokenizer
+from gaie_codec.upstream import Upstream, check_health, fetch_model_info, fetch_tokenizer, parse_target
 
 TOKENIZER = load_tokenizer("builtin")
 MODEL = ModelInfo(served_model_name="tiny", max_model_len=4096, vocab_size=TOKENIZER.vocab_size)

@@ -25,7 +25,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from gaie_codec import Code, CodecError, FramingError, ModelInfo, UpstreamStatusError, UsageError
 from gaie_codec.asgi import server as asgi_server
-from gaie_codec.asgi.upstream import Upstream
 from gaie_codec.cli._commands import cli
 from gaie_codec.probe import ProbeReport, _connection, probe
 from gaie_codec.probe._dialects import KNOWN
@@ -33,6 +32,7 @@ from gaie_codec.probe._schemas import _files, match_version
 from gaie_codec.sim import SimServer
 from gaie_codec.snapshots import SNAPSHOTS, Snapshot, load
 from gaie_codec.tokenizer_sources import load_tokenizer
+from gaie_codec.upstream import Upstream, discovery
 
 TOKENIZER = load_tokenizer("builtin")
 EVERY = [(dialect, name) for dialect, names in SNAPSHOTS.items() for name in names]
@@ -803,7 +803,7 @@ class TestServeAuto:
             raise self.Ready(f"{dialect} {snapshot}")
 
         monkeypatch.setattr(asgi_server, "Transcoder", transcoder)
-        monkeypatch.setattr(asgi_server, "_RETRY_S", 0.01)
+        monkeypatch.setattr(discovery, "_RETRY_S", 0.01)
 
     async def serve(self, target: str, **options: Any) -> str:
         options = {"tokenizer": "builtin", "connect_timeout_s": LIMIT_S} | options
@@ -824,7 +824,7 @@ class TestServeAuto:
             async with running(schema_server(snapshot), snapshot.services, snapshot.pool) as target:
                 return await self.serve(target), await self.serve(target, snapshot="smg-0.4.8")
 
-        with caplog.at_level(logging.INFO, "gaie_codec.asgi"):
+        with caplog.at_level(logging.INFO, "gaie_codec.upstream"):
             assert asyncio.run(main()) == ("vllm.engine smg-0.4.13", "vllm.engine smg-0.4.8")
         first, second = caplog.messages
         assert first == "dialect vllm.engine, snapshot smg-0.4.13 (exact): the server reflects exactly the schema smg-0.4.13"
@@ -849,7 +849,7 @@ class TestServeAuto:
                 def emit(self, record: logging.LogRecord) -> None:
                     waiting.set()
 
-            log = logging.getLogger("gaie_codec.asgi")
+            log = logging.getLogger("gaie_codec.upstream")
             heard, level = Heard(), log.level
             log.addHandler(heard)
             log.setLevel(logging.INFO)
@@ -889,7 +889,7 @@ class TestServeAuto:
         def get(snapshot: Snapshot) -> Any:
             raise UsageError(f"no adapter for dialect {snapshot.dialect!r}")
 
-        monkeypatch.setattr(asgi_server.adapters, "get", get)
+        monkeypatch.setattr(discovery.adapters, "get", get)
 
         async def main() -> None:
             async with running(schema_server(load("sglang.api"))) as target:

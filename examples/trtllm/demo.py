@@ -22,10 +22,9 @@ from smg_grpc_proto.generated import trtllm_service_pb2_grpc as rpc
 
 from gaie_codec import Transcoder
 from gaie_codec.asgi.app import create_app
-from gaie_codec.asgi.questions import fetch_model_info
-from gaie_codec.asgi.upstream import Upstream
 from gaie_codec.text import Tokenizer
 from gaie_codec.tokenizer_sources import load_tokenizer
+from gaie_codec.upstream import Upstream, fetch_model_info
 
 ANSWER = "A gateway stands before servers. \N{EARTH GLOBE EUROPE-AFRICA} STOP It knows all of them."
 QUESTION = {"messages": [{"role": "user", "content": "What does a gateway do?"}], "max_tokens": 64, "stop": " STOP"}

@@ -30,11 +30,11 @@ from .. import (
     encode_json_response,
 )
 from ..openai import models
-from .questions import check_health
+from ..upstream import check_health
 
 if TYPE_CHECKING:
     from .. import Call, Output, Response, Transcoder
-    from .upstream import Upstream, UpstreamCall
+    from ..upstream import Upstream, UpstreamCall
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]

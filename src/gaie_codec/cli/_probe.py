@@ -45,8 +45,8 @@ def probe_command(ctx: click.Context, target: str, timeout_s: float, form: str) 
 
 
 async def _probe(target: str, timeout_s: float) -> ProbeReport:
-    from ..asgi.upstream import Upstream
     from ..probe import probe
+    from ..upstream import Upstream
 
     upstream = Upstream(target)
     try:

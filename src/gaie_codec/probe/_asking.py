@@ -10,7 +10,7 @@ import msgspec
 from .. import Code
 
 if TYPE_CHECKING:
-    from ..asgi.upstream import Upstream
+    from ..upstream import Upstream
 
 # Codes that come from the way there, or from nobody at all; every other one is the server's.
 _NO_ANSWER: Final = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED)

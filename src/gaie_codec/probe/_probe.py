@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from ..asgi.upstream import Upstream
+    from ..upstream import Upstream
 
 # No server has these. What it says of them is how it says no.
 _NO_METHOD: Final = "/gaie_codec.probe.Nothing/Nothing"

@@ -15,7 +15,7 @@ try:
     import grpc
     import grpc.aio
 except ModuleNotFoundError as error:
-    raise ImportError("gaie_codec.asgi.upstream needs the package grpcio: pip install gaie-codec[server]", name=error.name) from error
+    raise ImportError("gaie_codec.upstream needs the package grpcio: pip install gaie-codec[grpc]", name=error.name) from error
 
 _TARGET: Final = re.compile(r"(?:grpc://)?(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/?#@\s]+):(\d{1,5})/?")
 _OPTIONS: Final = (

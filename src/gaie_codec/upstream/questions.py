@@ -1,4 +1,4 @@
-"""What the shim asks a model server besides generation: its model, its tokenizer, and whether it is well."""
+"""What a shim asks a model server besides generation: its model, its tokenizer, and whether it is well."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..text.archive import TokenizerArchive
 
 if TYPE_CHECKING:
     from ..adapters.base import Adapter
-    from .upstream import Upstream
+    from .connection import Upstream
 
 _OPTIONAL_TIMEOUT_S: Final = 2.0
 _HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
