@@ -24,14 +24,17 @@ from ._errors import (
 )
 from ._events import (
     BodyEvent,
+    Capacity,
     Constraint,
     ErrorEvent,
     Event,
     FinishEvent,
     InferenceRequest,
+    Loads,
     Media,
     ModelInfo,
     PromptEvent,
+    RankLoads,
     SamplingParams,
     TokenLogprob,
     TokensEvent,
@@ -39,7 +42,16 @@ from ._events import (
 )
 from ._framing import FrameDecoder, encode_frame
 from ._observer import ObservedCall, ObservedResponse, Observer
-from ._outputs import BodyChunk, CancelCall, EndOfBody, Output, ResponseHead, encode_error_response, encode_json_response
+from ._outputs import (
+    BodyChunk,
+    CancelCall,
+    EndOfBody,
+    Output,
+    ResponseHead,
+    encode_answer_headers,
+    encode_error_response,
+    encode_json_response,
+)
 from ._response import Response
 from ._sse import ServerSentEvent, SSEDecoder
 from ._state import State
@@ -55,6 +67,7 @@ __all__ = [
     "BridgedResponse",
     "Call",
     "CancelCall",
+    "Capacity",
     "Code",
     "CodecError",
     "Constraint",
@@ -67,6 +80,7 @@ __all__ = [
     "GrpcOutput",
     "InferenceRequest",
     "Limits",
+    "Loads",
     "MalformedMessageError",
     "MalformedRequestError",
     "Media",
@@ -78,6 +92,7 @@ __all__ = [
     "OutOfOrderError",
     "Output",
     "PromptEvent",
+    "RankLoads",
     "RequestError",
     "RequestTooLargeError",
     "Response",
@@ -98,6 +113,7 @@ __all__ = [
     "UpstreamStatusError",
     "Usage",
     "UsageError",
+    "encode_answer_headers",
     "encode_error_response",
     "encode_frame",
     "encode_grpc_error",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import string
+from typing import Final, TypeAlias
 
 import msgspec
 
 from ._errors import CodecError, UnsupportedEndpointError
 from .openai.errors import encode_error
+
+# Unknown fields are named in the header, and there is no end to what a client can send.
+_MAX_DROPPED_BYTES: Final = 2048
+_MAX_REQUEST_ID_LENGTH: Final = 256
+_UNRESERVED: Final = frozenset(f"{string.ascii_letters}{string.digits}_.-~".encode())
+_VISIBLE: Final = _UNRESERVED.union(string.punctuation.encode())
 
 
 class ResponseHead(msgspec.Struct, frozen=True):
@@ -46,3 +53,22 @@ def encode_json_response(body: bytes, *, status: int = 200, headers: tuple[tuple
     """A whole HTTP answer with a JSON body."""
     head = (("content-type", "application/json"), ("content-length", str(len(body))), *headers)
     return ResponseHead(status, head), BodyChunk(body), EndOfBody()
+
+
+def encode_answer_headers(request_id: str, dropped: tuple[str, ...] = ()) -> tuple[tuple[str, str], ...]:
+    """Headers for every answer: which request it is of, and `x-gaie-codec-dropped` with the fields that had no effect.
+
+    A body can name request and fields in any characters: what a header cannot hold is percent-encoded.
+    """
+    headers = [("x-request-id", _quoted(request_id[:_MAX_REQUEST_ID_LENGTH], _VISIBLE))]
+    if dropped:
+        names = (_quoted(name[:_MAX_DROPPED_BYTES], _UNRESERVED) for name in dropped[:_MAX_DROPPED_BYTES])
+        listed = ", ".join(names)
+        if len(listed) > _MAX_DROPPED_BYTES:
+            listed = listed[:_MAX_DROPPED_BYTES].rpartition(", ")[0] + ", ..."
+        headers.append(("x-gaie-codec-dropped", listed))
+    return tuple(headers)
+
+
+def _quoted(text: str, safe: frozenset[int]) -> str:
+    return "".join(chr(byte) if byte in safe else f"%{byte:02X}" for byte in text.encode("utf-8", "replace"))

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import string
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from urllib.parse import quote
 
 from .. import (
     BodyChunk,
@@ -26,6 +24,7 @@ from .. import (
     ResponseHead,
     UnsupportedEndpointError,
     UpstreamStatusError,
+    encode_answer_headers,
     encode_error_response,
     encode_json_response,
 )
@@ -42,11 +41,6 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 HEALTH_PATH: Final = "/health"
-DROPPED_HEADER: Final = b"x-gaie-codec-dropped"
-_REQUEST_ID_HEADER: Final = b"x-request-id"
-# Unknown fields are named in the header, and there is no end to what a client can send.
-_MAX_DROPPED_HEADER_BYTES: Final = 2048
-_MAX_REQUEST_ID_LENGTH: Final = 256
 # A longer body is decoded in a thread: tokenizing takes 0.4 ms per KiB, in which no other stream would get its tokens.
 _MAX_INLINE_BYTES: Final = 32 * 1024
 # Between two pieces. Shorter than the grace that SIGTERM gives, so that a client which never sends its body does not use it up.
@@ -94,13 +88,8 @@ class _Reply:
             raise _ClientGone from error
 
     def _headers(self, head: ResponseHead) -> list[tuple[bytes, bytes]]:
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head.headers]
-        # A body may name the request too, in any characters.
-        request_id = quote(self.request_id[:_MAX_REQUEST_ID_LENGTH], safe=string.punctuation, errors="replace")
-        headers.append((_REQUEST_ID_HEADER, request_id.encode()))
-        if self.dropped:
-            headers.append((DROPPED_HEADER, _encode_dropped(self.dropped)))
-        return headers
+        headers = (*head.headers, *encode_answer_headers(self.request_id, self.dropped))
+        return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
 class _App:
@@ -283,11 +272,3 @@ async def _run_lifespan(receive: Receive, send: Send) -> None:
         await send({"type": f"{kind}.complete"})
         if kind == "lifespan.shutdown":
             return
-
-
-def _encode_dropped(names: tuple[str, ...]) -> bytes:
-    """Field names, percent-encoded: those that no table knows are any text a client likes to send."""
-    listed = ", ".join(quote(name[:_MAX_DROPPED_HEADER_BYTES], safe="", errors="replace") for name in names[:_MAX_DROPPED_HEADER_BYTES])
-    if len(listed) > _MAX_DROPPED_HEADER_BYTES:
-        listed = listed[:_MAX_DROPPED_HEADER_BYTES].rpartition(", ")[0] + ", ..."
-    return listed.encode()
