@@ -194,6 +194,57 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return not model or not self.names or model in self.names or model in self.lora_adapters
 
 
+class RankLoads(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one data-parallel rank of a server has to do right now. Servers write 0 for what they do not know.
+
+    `kv_cache_usage` is a share, 0 to 1; so is `cache_hit_rate`, of prompt tokens. `total_tokens` are what its KV cache holds.
+    """
+
+    rank: int = 0
+    running: int = 0  # requests
+    waiting: int = 0  # requests
+    kv_cache_usage: float = 0.0
+    used_tokens: int = 0
+    total_tokens: int = 0
+    waiting_tokens: int = 0  # of waiting prompts, without what the cache has
+    max_running: int = 0  # requests
+    tokens_per_s: float = 0.0  # generated
+    cache_hit_rate: float = 0.0
+
+
+class Loads(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server has to do right now, by rank; without any, it told nothing."""
+
+    ranks: tuple[RankLoads, ...] = ()
+
+    @property
+    def running(self) -> int:
+        """Requests being answered, on all ranks."""
+        return sum(one.running for one in self.ranks)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queues of all ranks."""
+        return sum(one.waiting for one in self.ranks)
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """The share of the KV cache in use, 0 to 1: the mean over the ranks, whose caches are of one size."""
+        return sum(one.kv_cache_usage for one in self.ranks) / len(self.ranks) if self.ranks else 0.0
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """What one data-parallel rank of a server has room for, as it was started. 0 stands for unknown.
+
+    `num_blocks` blocks (SGLang: pages) of `block_size` tokens make the KV cache.
+    """
+
+    block_size: int = 0
+    num_blocks: int = 0
+    max_running: int = 0  # requests
+    max_loras: int = 0
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one request: the prompt once, however many choices there are; completion tokens of all choices together."""
 

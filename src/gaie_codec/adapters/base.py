@@ -14,7 +14,7 @@ import msgspec
 from google.protobuf.message import Message
 
 from .._errors import Code
-from .._events import BodyEvent, Event, InferenceRequest, ModelInfo
+from .._events import BodyEvent, Capacity, Event, InferenceRequest, Loads, ModelInfo
 from ..snapshots import Snapshot
 
 
@@ -65,6 +65,18 @@ class Passthrough(msgspec.Struct, frozen=True, kw_only=True):
     """An event of a call to the path."""
 
 
+class LoadsCoder(msgspec.Struct, frozen=True, kw_only=True):
+    """The half of an adapter that is about loads. The fields are those of `Adapter`."""
+
+    path: str | None = None
+    request: bytes = b""
+    decode: Callable[[Any], Loads] | None = None
+    encode: Callable[[Loads], Message] | None = None
+    capacity_path: str | None = None
+    decode_capacity: Callable[[Any], Capacity] | None = None
+    encode_capacity: Callable[[Capacity], Message] | None = None
+
+
 class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     """One dialect at one snapshot."""
 
@@ -92,6 +104,15 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     health_path: str | None = None
     """The path of a HealthCheck that is cheap, None where there is none and grpc.health.v1 has to do. An answer without a field `healthy`
     says so by its status."""
+
+    loads_path: str | None = None
+    """The path of GetLoads, whose answer `decode_loads` takes; None where the snapshot has none."""
+
+    loads_request: bytes = b""
+    """What to ask there, as a serialized message."""
+
+    capacity_path: str | None = None
+    """The path of the answer that `decode_capacity` takes, None where none tells of it. The request has no fields."""
 
     request_type: type[Message]
     response_type: type[Message]
@@ -160,6 +181,11 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     decode_model_info: Callable[[Mapping[str, Any]], ModelInfo]
     """Answers by path; a server may leave some out."""
     encode_model_info: Callable[[ModelInfo], Mapping[str, Message]]
+
+    decode_loads: Callable[[Any], Loads] | None = None
+    encode_loads: Callable[[Loads], Message] | None = None
+    decode_capacity: Callable[[Any], Capacity] | None = None
+    encode_capacity: Callable[[Capacity], Message] | None = None
 
     passthrough: Passthrough | None = None
 

@@ -31,6 +31,8 @@ Unknown keys, wrong types and JSON that is none are answered with INVALID_ARGUME
 | `error`          | `{"code": "UNAVAILABLE", "message": "...", "after": 2}`: the failure after so many messages, or at the end if |
 |                  | there are fewer; 0 is before the first, and before any wait. It comes as the server would tell it: by the    |
 |                  | status, by another status that hides it, as an item or a body of the stream, or as an aborted choice         |
+| `waiting`        | only in the server's own: requests in its queue, as GetLoads tells; 0, for it answers all at once            |
+| `kv_cache_usage` | likewise: the share of the KV cache in use, instead of what the prompts of the running requests take         |
 """
 
 from ._script import Failure, Script, decode_script

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from .. import Code, CodecError, InferenceRequest, ModelInfo, SamplingParams
+from .. import Capacity, Code, CodecError, InferenceRequest, Loads, ModelInfo, RankLoads, SamplingParams
 from ..text import Tokenizer
 from ._answer import Answer
 from ._front import Event, Front
@@ -17,6 +17,9 @@ from ._script import Script, take_script
 
 _DEFAULT_NAME: Final = "sim-model"
 _DEFAULT_MAX_MODEL_LEN: Final = 2048
+_BLOCK_SIZE: Final = 16
+_MAX_RUNNING: Final = 256
+_FULL_CONTEXTS: Final = 8  # so many of the longest requests fill the cache
 
 
 class StatusError(CodecError):
@@ -39,11 +42,32 @@ class Engine:
         self.aborted: list[str] = []
         # By event, not by id: like vLLM's engine, which adds a suffix of its own, it takes an id that is running already.
         self._running: dict[asyncio.Event, str] = {}
+        self._prompt_tokens: dict[asyncio.Event, int] = {}
+        blocks = -(-self.model.max_model_len // _BLOCK_SIZE) * _FULL_CONTEXTS
+        self.capacity = Capacity(
+            block_size=_BLOCK_SIZE, num_blocks=blocks, max_running=_MAX_RUNNING, max_loras=len(self.model.lora_adapters)
+        )
 
     @property
     def running(self) -> tuple[str, ...]:
         """Ids of the requests being answered, oldest first."""
         return tuple(self._running.values())
+
+    @property
+    def loads(self) -> Loads:
+        """What runs now, on the one rank there is, and what the script says of queue and cache. The cache holds prompts only."""
+        total = self.capacity.num_blocks * self.capacity.block_size
+        used = sum(self._prompt_tokens.values())
+        usage = min(used / total, 1.0) if self.script.kv_cache_usage is None else self.script.kv_cache_usage
+        rank = RankLoads(
+            running=len(self._running),
+            waiting=self.script.waiting,
+            kv_cache_usage=usage,
+            used_tokens=round(usage * total),
+            total_tokens=total,
+            max_running=self.capacity.max_running,
+        )
+        return Loads(ranks=(rank,))
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """End these requests as the server would. Ids that are not running are ignored, as in vLLM."""
@@ -72,6 +96,7 @@ class Engine:
             raise
         finally:
             del self._running[abort]
+            self._prompt_tokens.pop(abort, None)
 
     async def _answer(
         self, request: InferenceRequest, front: Front, send: Callable[[Event], Awaitable[None]], abort: asyncio.Event
@@ -82,6 +107,7 @@ class Engine:
             for event in front.refuse(error):
                 await send(event)
             return
+        self._prompt_tokens[abort] = prompt_tokens
         for event in front.begin(script, prompt_tokens):
             await send(event)
         sent = 0

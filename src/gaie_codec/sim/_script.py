@@ -45,6 +45,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cached_tokens: _Count = 0
     logprob: float | None = None
     error: Failure | None = None
+    waiting: _Count = 0
+    kv_cache_usage: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.text is not None and self.tokens is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -12,7 +13,9 @@ from ._engine import StatusError
 from ._tokenizer_files import chunks, encode_archive
 
 if TYPE_CHECKING:
+    from ..adapters.base import Adapter
     from ..snapshots import Snapshot
+    from ._engine import Engine
 
 Method: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
 """A coroutine of `(request, context)`. It raises CodecError to end with its code."""
@@ -40,3 +43,21 @@ def get_tokenizer(snapshot: Snapshot, service: str, tokenizer_files: Mapping[str
             await context.write(chunk)
 
     return call
+
+
+def get_loads(adapter: Adapter, engine: Engine) -> Method:
+    """The GetLoads of the smg servicers."""
+
+    async def call(_message: Any, _context: Any) -> Any:
+        if adapter.encode_loads is None:
+            raise StatusError(Code.UNIMPLEMENTED, "no GetLoads in this release")
+        answer: Any = adapter.encode_loads(engine.loads)
+        answer.timestamp = datetime.now(UTC).isoformat()
+        return answer
+
+    return call
+
+
+def server_info(adapter: Adapter, engine: Engine, empty: Any) -> Any:
+    """The answer that tells of the server's size, or the empty one where the snapshot's tells nothing of it."""
+    return empty if adapter.encode_capacity is None else adapter.encode_capacity(engine.capacity)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .. import Code, CodecError, ErrorEvent, InferenceRequest, MalformedRequestError, ModelInfo
+from .. import Code, CodecError, ErrorEvent, InferenceRequest, Loads, MalformedRequestError, ModelInfo
 from .._errors import server_status_from_code
 from ._engine import StatusError
 from ._front import SGLANG, Event, Front, Habits, Step
@@ -104,7 +104,11 @@ def services(adapter: Adapter, engine: Engine) -> Services:
         return snapshot.method(SERVICE, method).response()
 
     def info(method: str) -> Any:
-        return adapter.encode_model_info(engine.model)[f"/{SERVICE}/{method}"]
+        answer: Any = adapter.encode_model_info(engine.model)[f"/{SERVICE}/{method}"]
+        if method == "GetServerInfo" and adapter.encode_capacity is not None:
+            size: Any = adapter.encode_capacity(engine.capacity)
+            answer.json_info = msgspec.json.encode(msgspec.json.decode(answer.json_info) | msgspec.json.decode(size.json_info)).decode()
+        return answer
 
     def generation(method: str) -> Any:
         response_type = snapshot.method(SERVICE, method).response
@@ -171,10 +175,9 @@ def services(adapter: Adapter, engine: Engine) -> Services:
         await asyncio.Event().wait()
 
     async def get_load(message: Any, _: Any) -> Any:
-        load = {"dp_rank": message.dp_rank, "num_running_reqs": len(engine.running), "num_waiting_reqs": 0}
-        answer = response("GetLoad")
-        answer.json_info = msgspec.json.encode([load]).decode()
-        return answer
+        assert adapter.encode_loads is not None
+        is_another = message.HasField("dp_rank") and message.dp_rank != 0
+        return adapter.encode_loads(Loads() if is_another else engine.loads)
 
     async def tokenize(message: Any, _: Any) -> Any:
         answer = response("Tokenize")

@@ -1,6 +1,6 @@
 """`sglang.grpc.scheduler.SglangScheduler`, for any snapshot of dialect `sglang.scheduler`: the smg servicers in front of SGLang.
 
-Their scheduler has no tokenizer: stop strings end nothing. Embed, GetLoads and their like are not simulated.
+Their scheduler has no tokenizer: stop strings end nothing. Embed, FlushCache and their like are not simulated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 
 from .. import CodecError, ErrorEvent, FinishEvent, MalformedRequestError, ModelInfo
 from ._front import SGLANG, Event, Front, two_servicers
-from ._services import Services, get_tokenizer
+from ._services import Services, get_loads, get_tokenizer, server_info
 from ._sglang import check_prompt
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def services(adapter: Adapter, engine: Engine) -> Services:
         return answer
 
     async def get_server_info(_message: Any, _: Any) -> Any:
-        answer = response("GetServerInfo")
+        answer = server_info(adapter, engine, response("GetServerInfo"))
         answer.active_requests = len(engine.running)
         answer.uptime_seconds = time.monotonic() - started
         answer.server_type = "grpc"
@@ -101,6 +101,7 @@ def services(adapter: Adapter, engine: Engine) -> Services:
         "HealthCheck": health_check,
         "GetModelInfo": get_model_info,
         "GetServerInfo": get_server_info,
+        "GetLoads": get_loads(adapter, engine),
         "GetTokenizer": get_tokenizer(snapshot, SERVICE, engine.tokenizer_files),
         "ListLoadedLoRAAdapters": list_loras,
     }

@@ -1,6 +1,6 @@
 """`vllm.grpc.engine.VllmEngine`, for any snapshot of dialect `vllm.engine`: the smg servicers in front of vLLM.
 
-Embed, GetLoads, FlushCache and their like are not simulated.
+Embed, FlushCache and their like are not simulated.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import MalformedRequestError, ModelInfo
 from ._front import Event, Front, check_prompt, two_servicers
-from ._services import Services, get_tokenizer
+from ._services import Services, get_loads, get_tokenizer, server_info
 
 if TYPE_CHECKING:
     from ..adapters.base import Adapter, Convention
@@ -70,7 +70,7 @@ def services(adapter: Adapter, engine: Engine) -> Services:
         return adapter.encode_model_info(engine.model)[adapter.info_paths[0]]
 
     async def get_server_info(_message: Any, _: Any) -> Any:
-        answer = response("GetServerInfo")
+        answer = server_info(adapter, engine, response("GetServerInfo"))
         answer.active_requests = len(engine.running)
         answer.uptime_seconds = time.monotonic() - started
         answer.server_type = "vllm-grpc"
@@ -82,6 +82,7 @@ def services(adapter: Adapter, engine: Engine) -> Services:
         "HealthCheck": health_check,
         "GetModelInfo": get_model_info,
         "GetServerInfo": get_server_info,
+        "GetLoads": get_loads(adapter, engine),
         "GetTokenizer": get_tokenizer(snapshot, SERVICE, engine.tokenizer_files),
     }
     return Services(methods={SERVICE: methods}, has_health=True, has_reflection=True)

@@ -15,7 +15,7 @@ from .. import Code, CodecError, FinishEvent, InferenceRequest, MalformedRequest
 from ..snapshots import SNAPSHOTS
 from ._engine import StatusError
 from ._front import Event, Front, Habits, Step, check_prompt
-from ._services import Services
+from ._services import Services, server_info
 
 if TYPE_CHECKING:
     from ..adapters.base import Adapter
@@ -162,6 +162,7 @@ def services(adapter: Adapter, engine: Engine) -> Services:
 
     async def get_server_info(_message: Any, _: Any) -> Any:
         answer = control("GetServerInfo")
+        answer.MergeFrom(server_info(adapter, engine, type(answer)()))
         answer.engine_version = snapshot.name
         answer.api_version = "vllm"
         answer.instance_id = "sim"

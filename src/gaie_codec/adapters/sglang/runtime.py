@@ -16,6 +16,7 @@ import msgspec
 
 from ..._errors import Code, MalformedMessageError, UsageError, code_from_server_status
 from ..._events import BodyEvent, ErrorEvent, Event, FinishEvent, ModelInfo, TokenLogprob, TokensEvent
+from .._loads import sglang_runtime_loads
 from ..base import Adapter, Convention, Passthrough
 from ..wire import decode_json, decode_json_object
 from ._bodies import body_fields
@@ -152,6 +153,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             models.models.add(id=name, root=name, parent=info.served_model_name)
         return {_MODEL_PATH: model, _SERVER_PATH: server, _MODELS_PATH: models}
 
+    loads = sglang_runtime_loads(snapshot, SERVICE)
     return Adapter(
         dialect=snapshot.dialect,
         snapshot=snapshot,
@@ -160,6 +162,9 @@ def adapter(snapshot: Snapshot) -> Adapter:
         path_for=lambda request: generate.path if request.prompt_text is None else text_generate.path,
         info_paths=(_MODEL_PATH, _SERVER_PATH, _MODELS_PATH),
         health_path=f"/{SERVICE}/HealthCheck",
+        loads_path=loads.path,
+        loads_request=loads.request,
+        capacity_path=loads.capacity_path,
         request_type=request_type,
         response_type=response_type,
         sends=requests.sends,
@@ -181,6 +186,10 @@ def adapter(snapshot: Snapshot) -> Adapter:
         decode_status=_decode_status,
         decode_model_info=decode_model_info,
         encode_model_info=encode_model_info,
+        decode_loads=loads.decode,
+        encode_loads=loads.encode,
+        decode_capacity=loads.decode_capacity,
+        encode_capacity=loads.encode_capacity,
         passthrough=_passthrough(snapshot),
     )
 

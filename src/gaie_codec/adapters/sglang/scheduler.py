@@ -14,6 +14,7 @@ import msgspec
 
 from ..._errors import UsageError, code_from_server_status, server_status_from_code
 from ..._events import Constraint, ErrorEvent, Event, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokensEvent
+from .._loads import sglang_scheduler_loads
 from ..base import Adapter, Convention, existing, trace_metadata
 from ..wire import decode_json_object, decode_logit_bias, decode_logprobs, encode_logprobs, regex_of_choices
 
@@ -221,6 +222,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             answers[_LORA_PATH] = loras
         return answers
 
+    loads = sglang_scheduler_loads(snapshot, SERVICE)
     return Adapter(
         dialect=snapshot.dialect,
         snapshot=snapshot,
@@ -230,6 +232,9 @@ def adapter(snapshot: Snapshot) -> Adapter:
         info_paths=(_INFO_PATH, _LORA_PATH) if has_lora_list else (_INFO_PATH,),
         tokenizer_path=f"/{SERVICE}/GetTokenizer" if snapshot.has_method(SERVICE, "GetTokenizer") else None,
         advertises_defaults="default_sampling_params_json" in info_fields,
+        loads_path=loads.path,
+        loads_request=loads.request,
+        capacity_path=loads.capacity_path,
         request_type=request_type,
         response_type=response_type,
         sends=sends,
@@ -249,6 +254,10 @@ def adapter(snapshot: Snapshot) -> Adapter:
         encode_response=encode_response,
         decode_model_info=decode_model_info,
         encode_model_info=encode_model_info,
+        decode_loads=loads.decode,
+        encode_loads=loads.encode,
+        decode_capacity=loads.decode_capacity,
+        encode_capacity=loads.encode_capacity,
     )
 
 

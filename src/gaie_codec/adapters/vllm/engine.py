@@ -15,6 +15,7 @@ import msgspec
 
 from ..._errors import UsageError
 from ..._events import Constraint, Event, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokensEvent
+from .._loads import vllm_engine_loads
 from ..base import Adapter, existing, trace_metadata
 from ..wire import check_json, decode_json_object, decode_logprobs, encode_logprobs
 
@@ -219,6 +220,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             message.default_sampling_params_json = msgspec.json.encode(info.default_sampling_params).decode()
         return {_INFO_PATH: message}
 
+    loads = vllm_engine_loads(snapshot, SERVICE)
     return Adapter(
         dialect=snapshot.dialect,
         snapshot=snapshot,
@@ -229,6 +231,9 @@ def adapter(snapshot: Snapshot) -> Adapter:
         tokenizer_path=f"/{SERVICE}/GetTokenizer" if snapshot.has_method(SERVICE, "GetTokenizer") else None,
         health_path=f"/{SERVICE}/HealthCheck" if snapshot.has_method(SERVICE, "HealthCheck") else None,
         advertises_defaults="default_sampling_params_json" in info_type.DESCRIPTOR.fields_by_name,
+        loads_path=loads.path,
+        loads_request=loads.request,
+        capacity_path=loads.capacity_path,
         request_type=request_type,
         response_type=response_type,
         sends=sends,
@@ -244,6 +249,10 @@ def adapter(snapshot: Snapshot) -> Adapter:
         encode_response=encode_response,
         decode_model_info=decode_model_info,
         encode_model_info=encode_model_info,
+        decode_loads=loads.decode,
+        encode_loads=loads.encode,
+        decode_capacity=loads.decode_capacity,
+        encode_capacity=loads.encode_capacity,
     )
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..._errors import MalformedMessageError, UsageError
 from ..._events import Event, FinishEvent, ModelInfo, PromptEvent, TokenLogprob, TokensEvent
-from ..base import Adapter, Convention
+from .._loads import vllm_inference_loads
+from ..base import Adapter, Convention, LoadsCoder
 from ..wire import decode_json_object, encode_struct, json_text_of
 from ._inference_request import coder, encode_metadata
 
@@ -142,6 +143,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             answers[_LORA_PATH] = loras
         return answers
 
+    loads = vllm_inference_loads(snapshot, _SERVER_PATH) if has_control else LoadsCoder()
     return Adapter(
         dialect=snapshot.dialect,
         snapshot=snapshot,
@@ -149,6 +151,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         generate_paths=(streaming.path, unary.path),
         path_for=lambda request: streaming.path if request.stream else unary.path,
         info_paths=(_SERVER_PATH, _MODEL_PATH, *((_LORA_PATH,) if has_loras else ())) if has_control else (),
+        capacity_path=loads.capacity_path,
         request_type=request_type,
         response_type=response_type,
         sends=requests.sends,
@@ -170,6 +173,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
         encode_response=encode_response,
         decode_model_info=decode_model_info,
         encode_model_info=encode_model_info,
+        decode_capacity=loads.decode_capacity,
+        encode_capacity=loads.encode_capacity,
     )
 
 
