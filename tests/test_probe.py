@@ -24,6 +24,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from gaie_codec import Code, CodecError, FramingError, ModelInfo, UpstreamStatusError, UsageError
+from gaie_codec.adapters.base import Adapter
 from gaie_codec.asgi import server as asgi_server
 from gaie_codec.cli._commands import cli
 from gaie_codec.probe import ProbeReport, _connection, probe
@@ -32,7 +33,7 @@ from gaie_codec.probe._schemas import _files, match_version
 from gaie_codec.sim import SimServer
 from gaie_codec.snapshots import SNAPSHOTS, Snapshot, load
 from gaie_codec.tokenizer_sources import load_tokenizer
-from gaie_codec.upstream import Upstream, discovery
+from gaie_codec.upstream import Upstream, discovery, transcoders
 
 TOKENIZER = load_tokenizer("builtin")
 EVERY = [(dialect, name) for dialect, names in SNAPSHOTS.items() for name in names]
@@ -799,10 +800,10 @@ class TestServeAuto:
 
     @pytest.fixture(autouse=True)
     def _without_http(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def transcoder(dialect: str, *, snapshot: str, **_: Any) -> Any:
-            raise self.Ready(f"{dialect} {snapshot}")
+        def transcoder(adapter: Adapter, **_: Any) -> Any:
+            raise self.Ready(f"{adapter.dialect} {adapter.snapshot.name}")
 
-        monkeypatch.setattr(asgi_server, "Transcoder", transcoder)
+        monkeypatch.setattr(transcoders, "Transcoder", transcoder)
         monkeypatch.setattr(discovery, "_RETRY_S", 0.01)
 
     async def serve(self, target: str, **options: Any) -> str:
@@ -826,7 +827,7 @@ class TestServeAuto:
 
         with caplog.at_level(logging.INFO, "gaie_codec.upstream"):
             assert asyncio.run(main()) == ("vllm.engine smg-0.4.13", "vllm.engine smg-0.4.8")
-        first, second = caplog.messages
+        first, second = (message.partition(": ")[2] for message in caplog.messages)
         assert first == "dialect vllm.engine, snapshot smg-0.4.13 (exact): the server reflects exactly the schema smg-0.4.13"
         assert second.startswith("dialect vllm.engine; snapshot smg-0.4.8 as given")
         assert caplog.records[0].levelno == logging.INFO

@@ -17,10 +17,11 @@ import time
 from collections.abc import Generator
 from typing import Final, Literal
 
-from .. import Limits, Transcoder, adapters, snapshots
+from .. import Limits, adapters, snapshots
 from ..upstream import Upstream
-from ..upstream.discovery import await_model_info, complete_model_info, detect_adapter, obtain_tokenizer
+from ..upstream.discovery import await_model_info, detect_adapter
 from ..upstream.listen import bind
+from ..upstream.transcoders import TranscoderOptions, Transcoders
 from .app import create_app
 
 try:
@@ -62,6 +63,17 @@ async def run_serve(
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     adapter = adapters.get(snapshots.load(dialect, snapshot)) if dialect != AUTO else None
+    options = TranscoderOptions(
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        unsupported=unsupported,
+        stop_holdback=stop_holdback,
+        prompt_tokens_details=enable_prompt_tokens_details,
+        passthrough=passthrough,
+        generation_config=generation_config,
+        limits=limits if limits is not None else Limits(),
+    )
+    transcoders = Transcoders(options)
     started = time.monotonic()
     with contextlib.closing(bind(listen)) as listener:
         connection = Upstream(upstream)
@@ -70,24 +82,8 @@ async def run_serve(
             if adapter is None:
                 adapter = await detect_adapter(connection, snapshot, connect_timeout_s)
                 left_s = max(1.0, connect_timeout_s - (time.monotonic() - started))
-            model = await await_model_info(connection, adapter, left_s, is_optional=tokenizer != "server")
-            passes_through = passthrough and adapter.passthrough is not None
-            chosen = None
-            if tokenizer != "server" or adapter.tokenizer_path is not None or not passes_through:
-                chosen = await obtain_tokenizer(connection, adapter, tokenizer, chat_template, model)
-            if chosen is not None:
-                model = complete_model_info(model, chosen, adapter, takes_defaults=generation_config == "auto" and not passes_through)
-            transcoder = Transcoder(
-                adapter.dialect,
-                snapshot=adapter.snapshot.name,
-                tokenizer=chosen,
-                model=model,
-                limits=limits,
-                unsupported=unsupported,
-                stop_holdback=stop_holdback,
-                prompt_tokens_details=enable_prompt_tokens_details,
-                passthrough=passthrough,
-            )
+            model = await await_model_info(connection, adapter, left_s, is_optional=not transcoders.asks_for_tokenizers)
+            transcoder = await transcoders.make(connection, adapter, model)
             config = uvicorn.Config(
                 create_app(connection, transcoder, request_timeout_s=request_timeout_s),
                 interface="asgi3",

@@ -2,7 +2,8 @@
 
 `connection`  messages in and out of one server, in raw bytes
 `questions`   its model, its tokenizer, whether it is well
-`discovery`   what it speaks, and all that a `Transcoder` has to be given for it; needs the packages of tokenizers too
+`discovery`   what it speaks, and its model, as soon as it answers
+`transcoders` its transcoder, shared by servers that are alike; needs the packages of tokenizers too
 `listen`      HOST:PORT -> the bound socket of a shim
 """
 

@@ -1,4 +1,4 @@
-"""A connection -> what a `Transcoder` has to be given for that server: its adapter, its model, its tokenizer.
+"""A connection -> what the server there speaks, and its model.
 
 The errors are for whoever configured the server's address: UsageError with one line that says what is in the way.
 """
@@ -12,13 +12,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import msgspec
-
 from .. import Code, CodecError, ModelInfo, UpstreamStatusError, UsageError, adapters, snapshots
 from ..probe import probe
-from ..text.huggingface import HuggingFaceTokenizer
-from ..tokenizer_sources import load_tokenizer, strftime_now
-from .questions import fetch_model_info, fetch_tokenizer
+from .questions import fetch_model_info
 
 if TYPE_CHECKING:
     from ..adapters.base import Adapter
@@ -44,11 +40,12 @@ async def detect_adapter(upstream: Upstream, snapshot: str | None, timeout_s: fl
     except UsageError as error:
         raise UsageError(f"upstream {upstream.target} speaks {report.dialect}: {error}") from error
     if snapshot is not None:
-        _log.info("dialect %s; snapshot %s as given, though %s", report.dialect, snapshot, report.reason)
+        _log.info("%s: dialect %s; snapshot %s as given, though %s", upstream.target, report.dialect, snapshot, report.reason)
     else:
         # A guess is worth a line by default, a certainty is not.
         level = logging.INFO if report.match == "exact" else logging.WARNING
-        _log.log(level, "dialect %s, snapshot %s (%s): %s", report.dialect, report.snapshot, report.match, report.reason)
+        told = (upstream.target, report.dialect, report.snapshot, report.match, report.reason)
+        _log.log(level, "%s: dialect %s, snapshot %s (%s): %s", *told)
     return adapter
 
 
@@ -64,7 +61,7 @@ async def await_model_info(upstream: Upstream, adapter: Adapter, timeout_s: floa
             await check_dialect(upstream, adapter)
         if not is_optional or error.code is not Code.UNIMPLEMENTED:
             raise UsageError(f"upstream {upstream.target}: no {adapter.dialect} model server: {error}") from error
-        _log.warning("the model server has no GetModelInfo: its name, limits and sampling defaults are not known")
+        _log.warning("%s has no GetModelInfo: its model's name, limits and sampling defaults are not known", upstream.target)
         return ModelInfo()
     if not adapter.info_paths:
         await check_dialect(upstream, adapter)
@@ -96,32 +93,3 @@ async def await_answer(upstream: Upstream, timeout_s: float, ask: Callable[[floa
             has_told = True
             _log.info("waiting for the model server at %s", upstream.target)
         await asyncio.sleep(_RETRY_S)
-
-
-def complete_model_info(model: ModelInfo, tokenizer: HuggingFaceTokenizer, adapter: Adapter, *, takes_defaults: bool) -> ModelInfo:
-    """What the model's files tell where the server does not: the server knows best what it was started with.
-
-    `takes_defaults` allows the sampling defaults of the files.
-    """
-    defaults = model.default_sampling_params
-    if not defaults and takes_defaults and not adapter.advertises_defaults:
-        defaults = tokenizer.default_sampling_params
-    return msgspec.structs.replace(
-        model, max_model_len=model.max_model_len or tokenizer.max_model_len or 0, default_sampling_params=defaults
-    )
-
-
-async def obtain_tokenizer(
-    upstream: Upstream, adapter: Adapter, source: str, chat_template: str | None, model: ModelInfo
-) -> HuggingFaceTokenizer:
-    """The tokenizer of a source: "server" is the server's own, all else as for `load_tokenizer`, which reads files while it runs."""
-    if source != "server":
-        return load_tokenizer(source, chat_template=chat_template)
-    try:
-        files = await fetch_tokenizer(upstream, adapter)
-        return HuggingFaceTokenizer.from_files(files, chat_template=chat_template, strftime_now=strftime_now)
-    except (CodecError, UsageError) as error:
-        # A server that was started with a hub id has no files to send, but it tells the id.
-        known = model.tokenizer_path or model.model_path
-        hint = f", such as --tokenizer {known}" if known else ""
-        raise UsageError(f"upstream {upstream.target}: no tokenizer from the model server: {error}; name another source{hint}") from error
