@@ -16,7 +16,7 @@ from ._calls import UpstreamCall, check_calls, plan
 from ._choices import Choice
 from ._conventions import Teller
 from ._errors import CodecError, MalformedMessageError, MalformedRequestError, RequestError, UnsupportedFieldError, UsageError
-from ._events import Event, FinishEvent, InferenceRequest, ModelInfo, TokensEvent
+from ._events import Event, FinishEvent, InferenceRequest, ModelInfo, TokensEvent, Usage
 from ._fit import fit
 from ._framing import encode_frame
 from ._grpc_in import decode_request, only_message, parse_request, unread
@@ -195,6 +195,16 @@ class BridgedResponse:
             for one in call.calls
         ]
         self._choices = [[_Progress(bridge, one.first_index + place, one.inference) for place in range(one.choices)] for one in call.calls]
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far; exact once the response has ended. The calls share one prompt."""
+        return Usage(
+            prompt_tokens=max(reader.prompt_tokens for reader in self._readers),
+            completion_tokens=sum(choice.tally.completion_tokens for choices in self._choices for choice in choices),
+            cached_tokens=max(reader.cached_tokens for reader in self._readers),
+            reasoning_tokens=sum(reader.reasoning_tokens for reader in self._readers),
+        )
 
     def receive_headers(self, headers: Headers | Mapping[str, str] = (), *, status: int = 200, call: int = 0) -> Sequence[GrpcOutput]:
         """The response headers of one call."""

@@ -19,7 +19,7 @@ from ._descriptor import FILE
 SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 PROCESS_PATH: Final = f"/{SERVICE}/Process"
 
-_file: Final[Any] = descriptor_pool.Default().AddSerializedFile(FILE)  # type: ignore[no-untyped-call]
+_file: Final[Any] = descriptor_pool.Default().AddSerializedFile(FILE)
 
 
 def _class(name: str) -> Any:

@@ -68,6 +68,8 @@ class NoEndpointError(CodecError):
     code = Code.UNAVAILABLE
     http_status = 503
     error_type = "ServiceUnavailableError"
+    reason = "rejected-no-endpoints"
+    """Of `x-llm-d-request-dropped-reason`."""
 
 
 class RequestShedError(CodecError):
@@ -76,6 +78,8 @@ class RequestShedError(CodecError):
     code = Code.RESOURCE_EXHAUSTED
     http_status = 429
     error_type = "RateLimitError"
+    reason = "rejected-saturated"
+    """Of `x-llm-d-request-dropped-reason`."""
 
 
 class MalformedDestinationError(UpstreamError):

@@ -1,0 +1,255 @@
+"""The response half of a stream: what the model server sends, as Envoy hands it over -> what Envoy is to do with it.
+
+`Rewritten` holds the response headers back until the answer's status is known, which is at the first message or at the end, and never
+sends a body before the first DATA came. What fails before that is one whole answer in the place of all else (ImmediateResponse).
+`Untouched` passes everything on as it is and reads along. Facts about Envoy: docs/envoy.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeAlias
+
+from .. import (
+    BodyChunk,
+    Code,
+    CodecError,
+    ObservedResponse,
+    ResponseHead,
+    Trailers,
+    UpstreamStatusError,
+    Usage,
+    encode_error_response,
+)
+from ._http_reading import HttpReading
+from ._wire import Pairs, buffered_answer, encode_mutation, headers_answer, immediate_answer, streamed_answers, trailers_answer
+
+Answers: TypeAlias = Sequence[Any]
+"""ProcessingResponses."""
+
+_LATE: Final = "no answer within the gateway's deadline"
+_MAX_GRPC_MESSAGE_BYTES: Final = 4096
+_NOT_FOR_GRPC: Final = frozenset(
+    ("content-length", "content-encoding", "grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-encoding")
+)
+_NOT_FOR_HTTP: Final = _NOT_FOR_GRPC | {"trailer", "grpc-accept-encoding", "accept-encoding"}
+
+
+class Rewritten:
+    """An answer that is made anew: OpenAI JSON or SSE, or gRPC in the client's dialect.
+
+    `set_headers` are to be on it whatever it says. `whole_bodies` is Envoy's mode BUFFERED.
+    """
+
+    def __init__(
+        self,
+        reading: Any,
+        usage: Callable[[], Usage],
+        *,
+        set_headers: Sequence[tuple[str, str]] = (),
+        whole_bodies: bool = False,
+        is_grpc: bool = False,
+    ) -> None:
+        self._reading = reading
+        self._usage = usage
+        self._set_headers = tuple(set_headers)
+        self._whole_bodies = whole_bodies
+        self._is_grpc = is_grpc
+        self._names: list[str] = []
+        self._trailers: tuple[tuple[str, str], ...] = ()
+        self._held: list[Any] = []
+        self._has_data = False
+        self._is_released = False
+        self.status = 0
+        self.has_started = False
+        self.is_over = False
+
+    @property
+    def error(self) -> CodecError | None:
+        """What went wrong at the model server, or in reading it."""
+        error: CodecError | None = self._reading.error
+        return error
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return self._usage()
+
+    def headers(self, fields: Pairs, status: int, *, end: bool) -> Answers:
+        """Nothing is said yet, unless this is all there is."""
+        self._names = [name for name, _ in fields]
+        outputs = [*self._reading.receive_headers(fields, status=status)]
+        if end and not self._reading.ended:
+            outputs += self._reading.receive_trailers(fields)
+        if self._reading.ended:
+            return self._at_once(*self._taken(outputs))
+        return (headers_answer("response"),) if self._whole_bodies else ()
+
+    def body(self, data: bytes, *, end: bool) -> Answers:
+        """What the bytes bring."""
+        self._has_data = True
+        if self._reading.ended:
+            return tuple(streamed_answers("response", b"", end=end))
+        outputs = self._reading.receive_data(data)
+        if end and not self._reading.ended:
+            outputs = (*outputs, *self._reading.receive_eof())
+        if self._whole_bodies:
+            # Envoy holds head and body until the trailers are answered, and sends these only after the body is: nothing of it is said now.
+            self._held += outputs
+            return self._at_once(*self._taken(self._held)) if self._reading.ended else (buffered_answer("response", b""),)
+        return self._stream(outputs, end=end) if outputs or end else ()
+
+    def trailers(self, fields: Pairs) -> Answers:
+        """The rest of the body, and an end without gRPC's trailers for who does not speak gRPC."""
+        answers: list[Any] = []
+        if not self._reading.ended:
+            outputs = self._reading.receive_trailers(fields)
+            if not self._has_data or self._whole_bodies:
+                outputs = [*self._held, *outputs]
+                return self._at_once(*self._taken(outputs))
+            answers += self._stream(outputs, end=False, in_trailers=True)
+            if self.is_over:
+                return answers
+        kept = {name for name, _ in self._trailers}
+        answers.append(trailers_answer("response", encode_mutation(self._trailers, (name for name, _ in fields if name not in kept))))
+        return answers
+
+    def too_late(self) -> Answers:
+        """The deadline has passed. An answer that has begun ends with the error, and is then cut off."""
+        if self._reading.ended:
+            return self._cut()
+        outputs = self._reading.receive_status(Code.DEADLINE_EXCEEDED, _LATE)
+        if not self._is_released:
+            return self._at_once(*self._taken(outputs))
+        return (*self._stream(outputs, end=False), *self._cut())
+
+    def gone(self) -> None:
+        """The client has left, or Envoy has."""
+        if not self._reading.ended:
+            self._reading.receive_eof()
+
+    def _stream(self, outputs: Iterable[Any], *, end: bool, in_trailers: bool = False) -> Answers:
+        head, data = self._taken(outputs)
+        is_cut = self._reading.ended and not (end or in_trailers)  # by us: a stop string of ours, or a fault amid the stream
+        if not self._is_released:
+            if self._reading.ended and (is_cut or self.error is not None):
+                return self._at_once(head, data)
+            if head is None:
+                return ()
+        answers = [headers_answer("response", self._head_mutation(head))] if head is not None else []
+        self._is_released = True
+        if data:
+            self.has_started = True
+        answers += streamed_answers("response", data, end=end)
+        return [*answers, *self._cut()] if is_cut else answers
+
+    def _taken(self, outputs: Iterable[Any]) -> tuple[ResponseHead | None, bytes]:
+        head = None
+        parts = []
+        for out in outputs:
+            if isinstance(out, BodyChunk):
+                parts.append(out.data)
+            elif isinstance(out, ResponseHead):
+                head = out
+                self.status = out.status
+            elif isinstance(out, Trailers):
+                self._trailers = out.headers
+        return head, parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _head_mutation(self, head: ResponseHead) -> Any:
+        given = [(name, value) for name, value in (*head.headers, *self._set_headers) if name != "content-length"]
+        names = {name for name, _ in given}
+        unwanted = _NOT_FOR_GRPC if self._is_grpc else _NOT_FOR_HTTP
+        return encode_mutation([(":status", str(head.status)), *given], (name for name in self._names if name in unwanted - names))
+
+    def _at_once(self, head: ResponseHead | None, data: bytes) -> Answers:
+        """The whole answer as an ImmediateResponse, which also ends the call to the model server."""
+        self.is_over = self.has_started = True
+        if head is None:  # what failed is a gRPC answer without a message
+            head = ResponseHead(200, ())
+        details = f"gaie_codec: {self.error.error_type}" if self.error is not None else "gaie_codec: complete"
+        if self._is_grpc and self.error is not None:
+            return (immediate_grpc_error(self.error),)
+        headers = [(name, value) for name, value in (*head.headers, *self._set_headers) if name != "content-length"]
+        return (immediate_answer(head.status, data, headers, details=details),)
+
+    def _cut(self) -> Answers:
+        """Ends an answer that has begun while the model server goes on."""
+        self.is_over = True
+        return tuple(streamed_answers("response", b"", end=True))
+
+
+def immediate_error(error: CodecError, set_headers: Iterable[tuple[str, str]] = ()) -> Any:
+    """The answer to an HTTP client in OpenAI's form."""
+    head, body, _ = encode_error_response(error)
+    assert isinstance(head, ResponseHead)
+    assert isinstance(body, BodyChunk)
+    headers = [(name, value) for name, value in (*head.headers, *set_headers) if name != "content-length"]
+    return immediate_answer(head.status, body.data, headers, details=f"gaie_codec: {error.error_type}")
+
+
+def immediate_grpc_error(error: CodecError, set_headers: Iterable[tuple[str, str]] = ()) -> Any:
+    """The answer to a gRPC client: Envoy makes trailers of the status, and the grpc-message of the body."""
+    details = f"gaie_codec: {error.error_type}"
+    # grpcio refuses trailers of more than 16 KB, and Envoy encodes a byte as up to three.
+    message = error.message.encode("utf-8", "replace")[:_MAX_GRPC_MESSAGE_BYTES]
+    return immediate_answer(error.http_status, message, set_headers, details=details, grpc_status=int(error.code))
+
+
+class Untouched:
+    """An answer that goes on as it came, byte for byte, while `reading` learns from it; None where there is nothing to learn."""
+
+    def __init__(self, reading: ObservedResponse | HttpReading | None, *, is_grpc: bool, whole_bodies: bool = False) -> None:
+        self._reading = reading
+        self._whole_bodies = whole_bodies
+        self._is_grpc = is_grpc
+        self.status = 0
+        self.has_started = False
+        self.is_over = False
+
+    @property
+    def error(self) -> CodecError | None:
+        """What the model server reported, or what is wrong with what it sent."""
+        return self._reading.error if self._reading is not None else None
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return self._reading.usage if self._reading is not None else Usage()
+
+    def headers(self, fields: Pairs, status: int, *, end: bool) -> Answers:
+        """Unchanged."""
+        self.status = status
+        if self._reading is not None:
+            self._reading.receive_headers(fields, status=status)
+            if end:
+                self._reading.receive_trailers(fields)
+        return (headers_answer("response"),)
+
+    def body(self, data: bytes, *, end: bool) -> Answers:
+        """Unchanged."""
+        self.has_started = True
+        if self._reading is not None:
+            self._reading.receive_data(data)
+            if end:
+                self._reading.receive_eof()
+        return (buffered_answer("response"),) if self._whole_bodies else tuple(streamed_answers("response", data, end=end))
+
+    def trailers(self, fields: Pairs) -> Answers:
+        """Unchanged."""
+        if self._reading is not None:
+            self._reading.receive_trailers(fields)
+        return (trailers_answer("response"),)
+
+    def too_late(self) -> Answers:
+        """The deadline has passed: what has not begun becomes a status, what has begun is cut off."""
+        self.is_over = True
+        late = UpstreamStatusError(Code.DEADLINE_EXCEEDED, _LATE)
+        return (immediate_grpc_error(late) if self._is_grpc else immediate_error(late),)
+
+    def gone(self) -> None:
+        """The client has left, or Envoy has."""
+
+
+Answer: TypeAlias = Rewritten | Untouched
+"""How one response is answered: each method takes what Envoy says and gives what to tell it. After `is_over` nothing more may be sent."""

@@ -1,0 +1,69 @@
+"""Which request headers reach the model server, and what the Endpoint Picker Protocol's own are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from .picking import DESTINATION
+
+DROP_REASON: Final = "x-llm-d-request-dropped-reason"
+
+# The newer name first: it wins over the one that it replaces.
+MODEL_REWRITE: Final = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
+_CONTROL: Final = frozenset(
+    (
+        *MODEL_REWRITE,
+        "x-llm-d-inference-fairness-id",
+        "x-gateway-inference-fairness-id",
+        "x-llm-d-inference-objective",
+        "x-gateway-inference-objective",
+        "x-llm-d-slo-ttft-ms",
+        "x-slo-ttft-ms",
+        "x-llm-d-slo-tpot-ms",
+        "x-slo-tpot-ms",
+        "x-llm-d-video-fps",
+        "x-llm-d-video-duration-seconds",
+        "x-llm-d-video-resolution",
+        "x-gateway-destination-endpoint-subset",
+        "x-gateway-destination-endpoint-served",
+        DROP_REASON,
+    )
+)
+_HOP_BY_HOP: Final = frozenset(
+    (
+        "connection",
+        "expect",
+        "http2-settings",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+# Envoy's own, which say where a request came from. x-envoy-* it would not let go of anyway.
+_KEPT_PREFIXES: Final = (":", "x-envoy-", "x-forwarded-")
+_KEPT: Final = frozenset(("host", "user-agent", "x-request-id", DESTINATION))
+
+
+def to_remove(names: Iterable[str]) -> Iterator[str]:
+    """What no model server gets, whatever it speaks: meant for the picker, or for one hop."""
+    return (name for name in dict.fromkeys(names) if name in _CONTROL or name in _HOP_BY_HOP - {"te", "trailer"})
+
+
+def to_remove_for_grpc(names: Iterable[str], forwarded: frozenset[str], replaced: Iterable[str]) -> Iterator[str]:
+    """What a request that becomes gRPC leaves behind: all that it would turn into metadata, credentials and grpc-* too.
+
+    `forwarded` are further names that stay; `replaced` are set anew.
+    """
+    stays = _KEPT | forwarded | {*replaced}
+    return (name for name in dict.fromkeys(names) if name not in stays and not name.startswith(_KEPT_PREFIXES))
+
+
+def model_rewrite(headers: Mapping[str, str]) -> str:
+    """The model name that the request is to be taken for; "" for its own."""
+    return next((headers[name] for name in MODEL_REWRITE if headers.get(name)), "")

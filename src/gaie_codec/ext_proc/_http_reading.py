@@ -1,0 +1,90 @@
+"""What an OpenAI answer that passes by in HTTP says of itself: its usage, from JSON or from SSE cut anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from .. import CodecError, SSEDecoder, Usage
+
+# A longer body is not worth the memory: what is read here only counts.
+_MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+
+
+class _Body(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+_decode: Final = msgspec.json.Decoder(_Body).decode
+
+
+class HttpReading:
+    """Reads one response. It never fails: a body that is not what it says just has no usage."""
+
+    def __init__(self) -> None:
+        self.error: CodecError | None = None
+        self.usage = Usage()
+        self._events: SSEDecoder | None = None
+        self._body: bytearray | None = None
+
+    def receive_headers(self, headers: Iterable[tuple[str, str]], *, status: int) -> None:
+        """The status and the headers."""
+        fields = dict(headers)
+        kind = fields.get("content-type", "").partition(";")[0].strip().lower()
+        if status != 200 or fields.get("content-encoding", "identity") != "identity":
+            return
+        if kind == "text/event-stream":
+            self._events = SSEDecoder()
+        elif kind == "application/json":
+            self._body = bytearray()
+
+    def receive_data(self, data: bytes) -> None:
+        """Bytes of the body, cut anywhere."""
+        if self._events is not None:
+            try:
+                for event in self._events.receive_data(data):
+                    if '"usage"' in event.data:
+                        self._read(event.data)
+            except CodecError:  # an event that is longer than any of ours
+                self._events = None
+        elif self._body is not None:
+            self._body += data
+            if len(self._body) > _MAX_BODY_BYTES:
+                self._body = None
+
+    def receive_eof(self) -> None:
+        """The body is complete."""
+        if self._body:
+            self._read(self._body)
+            self._body = None
+
+    def receive_trailers(self, _: Any) -> None:
+        """Likewise."""
+        self.receive_eof()
+
+    def _read(self, text: str | bytearray) -> None:
+        try:
+            told = _decode(text).usage
+        except (msgspec.MsgspecError, UnicodeError):
+            return
+        if told is not None:
+            self.usage = Usage(
+                prompt_tokens=told.prompt_tokens,
+                completion_tokens=told.completion_tokens or 0,
+                cached_tokens=(told.prompt_tokens_details or _Details()).cached_tokens or 0,
+                reasoning_tokens=(told.completion_tokens_details or _Details()).reasoning_tokens or 0,
+            )

@@ -1,0 +1,233 @@
+"""One request for one kind of model server: what to send, and how its answer is to be read. A plan for each way that a request can go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Final, Protocol
+
+import msgspec
+
+from .. import (
+    Bridge,
+    BridgedCall,
+    Call,
+    InferenceRequest,
+    ObservedCall,
+    Observer,
+    Transcoder,
+    UnsupportedEndpointError,
+    UsageError,
+    adapters,
+    encode_answer_headers,
+    snapshots,
+)
+from ._answers import Answer, Rewritten, Untouched
+from ._headers import to_remove, to_remove_for_grpc
+from ._http_reading import HttpReading
+from ._modes import Mode
+from .picking import Candidate
+
+# grpc-timeout has room for eight digits.
+_MAX_TIMEOUT_MS: Final = 99_999_999
+
+
+class Server(Protocol):
+    """A model server as a plan needs it. Both are None for one that speaks OpenAI HTTP."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def transcoder(self) -> Transcoder | None: ...
+    @property
+    def observer(self) -> Observer | None: ...
+    def candidate(self) -> Candidate: ...
+
+
+class Incoming(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole request. `headers` have each name once, with the last value of it."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    own_id: str
+    is_grpc: bool
+    transcodes: bool = True
+    why_not: str = ""
+    forwarded: frozenset[str] = frozenset()
+    timeout_s: float | None = None
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """`body` None leaves the request's as it is. `set_headers` and `remove` change its headers."""
+
+    mode: Mode
+    reason: str
+    inference: InferenceRequest
+    request_id: str
+    dropped: tuple[str, ...] = ()
+    set_headers: tuple[tuple[str, str], ...] = ()
+    remove: tuple[str, ...] = ()
+    body: bytes | None = None
+    answer: Callable[[int, bool], Answer]
+    """Of the time in seconds since the epoch, and whether Envoy hands over whole bodies."""
+
+
+def make_plan(request: Incoming, server: Server) -> Plan:
+    """Raises RequestError for what the server cannot be asked."""
+    if request.is_grpc:
+        if server.observer is None or server.transcoder is None:
+            raise UnsupportedEndpointError(f"the model server speaks HTTP, and {request.path[:100]} is gRPC")
+        if request.path in server.observer.paths:
+            return _observed(request, server.observer)
+        inbound = _dialects().get(request.path)
+        if inbound is not None:
+            return _bridged(request, inbound, server.transcoder)
+        return _unread(request, "not a call that generates")
+    if server.transcoder is not None and request.transcodes:
+        return _transcoded(request, server.transcoder)
+    return _passed(request, request.why_not if server.transcoder is not None else "the model server speaks HTTP")
+
+
+def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
+    call: Call = transcoder.request(request.method, request.path, request.headers, request.body, request_id=request.own_id)
+    request_id = request.headers.get("x-request-id") or call.id
+    head, removed = _grpc_head(request, call.path, call.headers)
+    extra = encode_answer_headers(request_id, call.dropped)
+
+    def answer(created: int, whole_bodies: bool) -> Answer:
+        response = call.response(created=created)
+        return Rewritten(response, lambda: response.usage, set_headers=extra, whole_bodies=whole_bodies)
+
+    return Plan(
+        mode=Mode.TRANSCODE,
+        reason=f"OpenAI JSON for {transcoder.adapter.dialect}",
+        inference=call.inference,
+        request_id=request_id,
+        dropped=call.dropped,
+        set_headers=head,
+        remove=removed,
+        body=call.frame,
+        answer=answer,
+    )
+
+
+def _bridged(request: Incoming, inbound: str, transcoder: Transcoder) -> Plan:
+    call: BridgedCall = _bridge(inbound, transcoder).request(request.path, request.headers, request.body)
+    (upstream,) = call.calls
+    head, removed = _grpc_head(request, upstream.path, upstream.headers)
+
+    def answer(_: int, whole_bodies: bool) -> Answer:
+        response = call.response()
+        if whole_bodies:
+            raise UsageError("a gRPC answer with trailers of its own needs body mode FULL_DUPLEX_STREAMED")
+        return Rewritten(response, lambda: response.usage, is_grpc=True)
+
+    return Plan(
+        mode=Mode.OBSERVE,
+        reason=f"{inbound} turned into {transcoder.adapter.dialect}",
+        inference=call.inference,
+        request_id=call.inference.request_id,
+        dropped=call.dropped,
+        set_headers=head,
+        remove=removed,
+        body=upstream.frame,
+        answer=answer,
+    )
+
+
+def _observed(request: Incoming, observer: Observer) -> Plan:
+    call: ObservedCall = observer.request(request.path, request.headers, request.body)
+    return Plan(
+        mode=Mode.OBSERVE,
+        reason=f"a call of {observer.adapter.dialect}",
+        inference=call.inference,
+        request_id=call.inference.request_id,
+        remove=tuple(to_remove(request.headers)),
+        answer=lambda _, whole_bodies: Untouched(call.response(), is_grpc=True, whole_bodies=whole_bodies),
+    )
+
+
+def _unread(request: Incoming, reason: str) -> Plan:
+    return Plan(
+        mode=Mode.OBSERVE,
+        reason=reason,
+        inference=InferenceRequest(request_id=request.own_id),
+        request_id=request.headers.get("x-request-id", request.own_id),
+        remove=tuple(to_remove(request.headers)),
+        answer=lambda _, whole_bodies: Untouched(None, is_grpc=True, whole_bodies=whole_bodies),
+    )
+
+
+class _Body(msgspec.Struct):
+    model: str = ""
+    stream: bool = False
+    messages: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+    cache_salt: str = ""
+
+
+def _passed(request: Incoming, reason: str) -> Plan:
+    try:
+        body = msgspec.json.decode(request.body, type=_Body)
+        text = bytes(body.messages or body.prompt).decode("utf-8", "replace")
+    except (msgspec.MsgspecError, UnicodeError):
+        # Not for us to judge: the model server says what is wrong with it.
+        body, text = _Body(), ""
+    request_id = request.headers.get("x-request-id", request.own_id)
+    inference = InferenceRequest(
+        request_id=request_id, model=body.model, stream=body.stream, prompt_text=text or None, cache_salt=body.cache_salt
+    )
+    # Envoy takes the length away, and a request that comes whole has one.
+    length = (("content-length", str(len(request.body))),) if request.body else ()
+    return Plan(
+        mode=Mode.PASS,
+        reason=reason,
+        inference=inference,
+        request_id=request_id,
+        set_headers=length,
+        remove=tuple(to_remove(request.headers)),
+        answer=lambda _, whole_bodies: Untouched(HttpReading(), is_grpc=False, whole_bodies=whole_bodies),
+    )
+
+
+def _grpc_head(request: Incoming, path: str, headers: Sequence[tuple[str, str]]) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """What to set and what to remove, where HTTP becomes gRPC or a call that of another service."""
+    given = [(":path", path), *headers]
+    if request.timeout_s is not None:
+        given.append(("grpc-timeout", f"{min(_MAX_TIMEOUT_MS, max(1, round(request.timeout_s * 1000)))}m"))
+    removed = to_remove_for_grpc(request.headers, request.forwarded, (name for name, _ in given))
+    return tuple(given), tuple(removed)
+
+
+@cache
+def _dialects() -> dict[str, str]:
+    """Which dialect a path that generates belongs to, as the newest snapshot of each has it."""
+    found = {}
+    for dialect in adapters.DIALECTS:
+        found.update(dict.fromkeys(adapters.get(snapshots.load(dialect)).generate_paths, dialect))
+    return found
+
+
+def generates(path: str) -> bool:
+    """Whether it is a gRPC path of a known dialect that generates, or passes OpenAI JSON on."""
+    return path in _dialects() or path in _passthrough_paths()
+
+
+@cache
+def _passthrough_paths() -> frozenset[str]:
+    ways = (adapters.get(snapshots.load(dialect)).passthrough for dialect in adapters.DIALECTS)
+    return frozenset(path for way in ways if way is not None for path in way.paths.values())
+
+
+@cache
+def _bridge(inbound: str, transcoder: Transcoder) -> Bridge:
+    return Bridge(
+        inbound,
+        transcoder.adapter,
+        tokenizer=transcoder.tokenizer,
+        model=transcoder.model,
+        limits=transcoder.limits,
+        unsupported="drop" if transcoder.unsupported == "drop" else "reject",
+    )

@@ -1,0 +1,409 @@
+"""One ext_proc stream without I/O: ProcessingRequests in, ProcessingResponses out.
+
+    processor = Processor(gateway, own_id=uuid4().hex, created=int(time()))
+    for message in stream:
+        send(processor.receive(message))
+
+The request is held until it is whole, then decoded, a model server is picked, and what has become of it goes back; `_answers` does
+the response. The order of what is sent, and what may be sent when, is that of docs/envoy.md. Times, ids and logs are the host's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import Any, Final, Literal, TypeAlias
+
+from .. import CodecError, RequestError, RequestTooLargeError, Usage, UsageError, encode_answer_headers
+from ._answers import Answer, Answers, immediate_error, immediate_grpc_error
+from ._headers import DROP_REASON
+from ._modes import Mode, is_grpc
+from ._plans import Incoming, Plan, Server, generates, make_plan
+from ._wire import (
+    BODY_MODES,
+    BUFFERED,
+    FULL_DUPLEX,
+    buffered_answer,
+    decode_headers,
+    encode_mutation,
+    headers_answer,
+    immediate_answer,
+    streamed_answers,
+    trailers_answer,
+)
+from .gateway import Gateway
+from .picking import (
+    DESTINATION,
+    NoEndpointError,
+    RequestShedError,
+    decode_destinations,
+    decode_subset,
+    encode_destination,
+    is_in_subset,
+    served_endpoint,
+)
+
+MODELS_PATH: Final = "/v1/models"
+_METADATA_NAMESPACE: Final = "envoy.lb"
+_EndedBy: TypeAlias = Literal["headers", "body", "trailers"]
+
+
+class _Phase(Enum):
+    """Of the request."""
+
+    AWAIT_HEADERS = auto()
+    AWAIT_BODY = auto()
+    PASSING = auto()
+    """Routed by its headers; the body goes through as it comes."""
+    ROUTED = auto()
+
+
+class Processor:
+    """Answers the messages of one stream. `own_id` is unique; `created` is in seconds since the epoch.
+
+    `receive` never raises on what the data plane, the client or the model server sends. After `is_over` nothing more is to be sent, and
+    the host may close the stream; until then it must not. With `defers_over`, a request of more bytes than that is not decoded within
+    `receive`: `deferred` is true, and the host calls `prepare` (in a thread, if it likes), then `resume` for the answers.
+    """
+
+    def __init__(self, gateway: Gateway, *, own_id: str, created: int, defers_over: int | None = None) -> None:
+        self._gateway = gateway
+        self._own_id = own_id
+        self._created = created
+        self._defers_over = defers_over
+        self._request_mode = self._response_mode = FULL_DUPLEX
+        self._is_first = True
+        self._phase = _Phase.AWAIT_HEADERS
+        self._fields: dict[str, str] = {}
+        self._is_grpc = False
+        self._subset: frozenset[str] | None = None
+        self._body: list[bytes] = []
+        self._sent = b""
+        self._size = 0
+        self._ended_by: _EndedBy = "body"
+        self._offers: list[tuple[Server, Plan]] = []
+        self._answer: Answer | None = None
+        self._error: CodecError | None = None
+        self._status = 0
+        self._is_answer_complete = False
+        self.deferred = False
+        self.is_over = False
+        self.mode = ""
+        self.plan: Plan | None = None
+        """How the request goes on, once it is routed."""
+        self.server: Server | None = None
+        """The model server that was picked first."""
+        self.served = ""
+        """The address that the data plane says has answered."""
+        self.trace_headers: dict[str, str] = {}
+        """What the model server is told of the trace; the host may set it before the request is whole. Empty: what the client says."""
+
+    # What happened, for logs and metrics
+
+    @property
+    def error(self) -> CodecError | None:
+        """Why the request failed, whoever is at fault."""
+        return self._error or (self._answer.error if self._answer is not None else None)
+
+    @property
+    def status(self) -> int:
+        """The HTTP status of the answer; 0 while there is none."""
+        return self._status or (self._answer.status if self._answer is not None else 0)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return self._answer.usage if self._answer is not None else Usage()
+
+    @property
+    def has_started(self) -> bool:
+        """Whether a byte of the answer's body has gone out."""
+        return self._answer is not None and self._answer.has_started
+
+    @property
+    def is_answer_complete(self) -> bool:
+        """Whether the answer has been passed on to its end."""
+        return self._is_answer_complete or self.is_over
+
+    @property
+    def method(self) -> str:
+        """Of the request."""
+        return self._fields.get(":method", "")
+
+    @property
+    def path(self) -> str:
+        """Of the request, without its query."""
+        return self._fields.get(":path", "").partition("?")[0]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the request, names in lower case."""
+        return self._fields
+
+    @property
+    def request_bytes(self) -> int:
+        """Length of the request's body so far."""
+        return self._size
+
+    # The stream
+
+    def receive(self, message: Any) -> Answers:
+        """One ProcessingRequest."""
+        if self.is_over:  # Envoy may still deliver what it had queued
+            return ()
+        try:
+            answers = self._receive(message)
+        except CodecError as error:
+            return self._refuse(error)
+        if self._answer is not None and self._answer.is_over:
+            self.is_over = True
+        return answers
+
+    def prepare(self) -> None:
+        """Decode the request. It changes nothing that is shared, so that it may run in a thread."""
+        try:
+            self._offers = self._make_offers()
+        except CodecError as error:
+            self._error = error
+
+    def resume(self) -> Answers:
+        """Pick a model server, and say what goes to it."""
+        self.deferred = False
+        try:
+            if self._error is not None:
+                raise self._error
+            return self._route()
+        except CodecError as error:
+            return self._refuse(error)
+
+    def too_late(self) -> Answers:
+        """The host's deadline has passed. Gives the last messages."""
+        if self.is_over:
+            return ()
+        if self._answer is not None:
+            self.is_over = True
+            return self._answer.too_late()
+        late = RequestError("the request was not complete within the gateway's deadline")
+        late.http_status, late.error_type = 408, "RequestTimeoutError"
+        return self._refuse(late)
+
+    def receive_eof(self) -> None:
+        """The data plane has closed the stream: the end, or the client has left."""
+        if self._answer is not None and not self.is_answer_complete:
+            self._answer.gone()
+
+    def fail(self) -> Answers:
+        """A bug was met: an answer that says no more than that, if one can still be given."""
+        return () if self.is_over else self._refuse(CodecError("Internal server error"))
+
+    def _receive(self, message: Any) -> Answers:
+        kind = message.WhichOneof("request")
+        if kind == "response_body" and self._answer is not None:  # most are
+            body = message.response_body
+            self._is_answer_complete = body.end_of_stream
+            return self._answer.body(body.body, end=body.end_of_stream)
+        if message.HasField("metadata_context"):
+            self._read_metadata(message.metadata_context)
+        if self._is_first:
+            self._is_first = False
+            self._check_modes(message)
+        if kind == "request_headers":
+            return self._request_headers(message.request_headers)
+        if kind == "request_body":
+            return self._request_body(message.request_body)
+        if kind == "request_trailers":
+            return self._request_trailers()
+        if self._answer is None:  # Envoy's own reply to a request that did not become whole
+            return _unchanged(kind, message, whole_bodies=self._response_mode == BUFFERED)
+        if kind == "response_headers":
+            return self._response_headers(self._answer, message.response_headers)
+        if kind == "response_trailers":
+            self._is_answer_complete = True
+            return self._answer.trailers(decode_headers(message.response_trailers.trailers))
+        return ()
+
+    def _read_metadata(self, metadata: Any) -> None:
+        subset = decode_subset(metadata)
+        if subset is not None:
+            self._subset = subset
+        self.served = served_endpoint(metadata) or self.served
+
+    def _check_modes(self, message: Any) -> None:
+        if not message.HasField("protocol_config"):  # a data plane that does not tell: there is one mode that all have
+            return
+        config = message.protocol_config
+        self._request_mode, self._response_mode = config.request_body_mode, config.response_body_mode
+        for direction, mode in (("request", self._request_mode), ("response", self._response_mode)):
+            if mode not in (FULL_DUPLEX, BUFFERED):
+                name = BODY_MODES.Name(mode) if mode in BODY_MODES.values() else str(mode)
+                raise CodecError(f"{direction}_body_mode is {name}; this ext_proc server needs FULL_DUPLEX_STREAMED, or BUFFERED")
+
+    # The request
+
+    def _request_headers(self, headers: Any) -> Answers:
+        if self._phase is not _Phase.AWAIT_HEADERS:
+            return ()
+        self._phase = _Phase.AWAIT_BODY
+        self._fields = dict(decode_headers(headers.headers))
+        self._is_grpc = is_grpc(self._fields.get("content-type", ""))
+        if self.path == MODELS_PATH and self._gateway.models is not None and self.method in ("GET", "HEAD"):
+            return self._models(self._gateway.models())
+        # A gRPC call that does not generate is not read, and its request may go on while it is answered.
+        if headers.end_of_stream or (self._is_grpc and not self._is_read()):
+            self._phase = _Phase.ROUTED if headers.end_of_stream else _Phase.PASSING
+            return self._complete("headers")
+        return (headers_answer("request"),) if self._request_mode == BUFFERED else ()
+
+    def _is_read(self) -> bool:
+        return generates(self.path) or any(one.observer and self.path in one.observer.paths for one in self._gateway.servers())
+
+    def _request_body(self, body: Any) -> Answers:
+        if self._phase is _Phase.PASSING:
+            if self._request_mode == BUFFERED:
+                return (buffered_answer("request"),)
+            return tuple(streamed_answers("request", body.body, end=body.end_of_stream))
+        if self._phase is not _Phase.AWAIT_BODY:  # the end of the body, said twice: Envoy #46237
+            return ()
+        self._size += len(body.body)
+        if self._size > self._gateway.limits.max_request_bytes:
+            raise RequestTooLargeError(f"the body is over the limit of {self._gateway.limits.max_request_bytes} bytes")
+        if body.body:
+            self._body.append(body.body)
+        if not body.end_of_stream:
+            return ()
+        self._phase = _Phase.ROUTED
+        return self._complete("body")
+
+    def _request_trailers(self) -> Answers:
+        if self._phase is not _Phase.AWAIT_BODY:
+            return (trailers_answer("request"),)
+        self._phase = _Phase.ROUTED
+        return self._complete("trailers")
+
+    def _models(self, body: bytes) -> Answers:
+        self.mode, self._status, self.is_over = Mode.LOCAL, 200, True
+        answer = immediate_answer(200, body, (("content-type", "application/json"),), details="gaie_codec: models")
+        return (answer,)
+
+    def _complete(self, ended_by: _EndedBy) -> Answers:
+        self._ended_by = ended_by
+        if self._defers_over is not None and self._size > self._defers_over:
+            self.deferred = True
+            return ()
+        self.prepare()
+        return self.resume()
+
+    def _make_offers(self) -> list[tuple[Server, Plan]]:
+        """The model servers that may answer, with what to send to each. Raises what is wrong with the request if none may."""
+        gateway = self._gateway
+        transcodes, why_not = gateway.transcodes()
+        self._sent = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        request = Incoming(
+            method=self.method,
+            path=self.path,
+            headers={**self._fields, **self.trace_headers},
+            body=self._sent,
+            own_id=self._own_id,
+            is_grpc=self._is_grpc,
+            transcodes=transcodes,
+            why_not=why_not,
+            forwarded=gateway.forwarded,
+            timeout_s=gateway.timeout_s,
+        )
+        plans: dict[Any, Plan | RequestError] = {}
+        offers = []
+        for server in self._eligible():
+            kind = (server.transcoder, server.observer)
+            if kind not in plans:
+                try:
+                    plans[kind] = make_plan(request, server)
+                except RequestError as error:
+                    plans[kind] = error
+            plan = plans[kind]
+            if isinstance(plan, Plan):
+                offers.append((server, plan))
+        if not offers:
+            raise next(error for error in plans.values() if isinstance(error, RequestError))
+        return offers
+
+    def _eligible(self) -> Sequence[Server]:
+        if self._gateway.picker is not None:
+            servers = self._gateway.servers()
+            found = [server for server in servers if is_in_subset(server.address, self._subset)]
+            if not found:
+                raise NoEndpointError("no model server is ready" if not servers else "no model server of the requested subset is ready")
+            return found
+        if DESTINATION in self._fields:
+            address = decode_destinations(self._fields[DESTINATION])[0]
+            server = self._gateway.find(address)
+            if server is None:
+                raise NoEndpointError("the model server that was picked is not known here, or not ready")
+            return (server,)
+        servers = self._gateway.servers()
+        if len({(server.transcoder, server.observer) for server in servers}) != 1:
+            raise NoEndpointError(f"{DESTINATION} names no model server" if servers else "no model server is ready")
+        return servers[:1]
+
+    def _route(self) -> Answers:
+        offers, self._offers = self._offers, []
+        picker = self._gateway.picker
+        if picker is None:
+            self.server, plan = offers[0]
+            destination = ""
+        else:
+            by_address = {server.address: (server, plan) for server, plan in offers}
+            chosen = picker(offers[0][1].inference, [server.candidate() for server, _ in offers])
+            if not chosen:
+                raise NoEndpointError("no model server was picked")
+            if any(one.address not in by_address for one in chosen):
+                raise UsageError("the picker chose what was not offered to it")
+            self.server, plan = by_address[chosen[0].address]
+            # What is sent is encoded for the first; whoever takes over has to understand it.
+            alike = [one for one in chosen if by_address[one.address][1] is plan]
+            destination = encode_destination(alike[: 1 + self._gateway.fallbacks])
+        self.plan, self.mode = plan, plan.mode
+        self._answer = plan.answer(self._created, self._response_mode == BUFFERED)
+        return self._send(plan, destination)
+
+    def _send(self, plan: Plan, destination: str) -> Answers:
+        """Headers, then the body, then what ended it: all that was held back."""
+        place = ((DESTINATION, destination),) if destination else ()
+        mutation = encode_mutation((*plan.set_headers, *place), plan.remove)
+        if self._request_mode == BUFFERED and self._ended_by == "body":
+            first = buffered_answer("request", plan.body, mutation, reroute=True)
+        else:
+            first = headers_answer("request", mutation, reroute=True)
+        if destination:
+            first.dynamic_metadata.update({_METADATA_NAMESPACE: {DESTINATION: destination}})
+        if first.HasField("request_body") or self._ended_by == "headers":
+            return (first,)
+        body = plan.body if plan.body is not None else self._sent
+        rest = streamed_answers("request", body, end=self._ended_by == "body")
+        return (first, *rest, trailers_answer("request")) if self._ended_by == "trailers" else (first, *rest)
+
+    # The response
+
+    def _response_headers(self, answer: Answer, headers: Any) -> Answers:
+        fields = decode_headers(headers.headers)
+        self._is_answer_complete = headers.end_of_stream
+        status = dict(fields).get(":status", "")
+        return answer.headers(fields, int(status) if status.isdecimal() else 0, end=headers.end_of_stream)
+
+    def _refuse(self, error: CodecError) -> Answers:
+        self.is_over, self._error = True, error
+        self._status = error.http_status
+        reason = ((DROP_REASON, error.reason),) if isinstance(error, NoEndpointError | RequestShedError) else ()
+        if self._is_grpc:
+            return (immediate_grpc_error(error, reason),)
+        request_id = self._fields.get("x-request-id", self._own_id)
+        return (immediate_error(error, (*encode_answer_headers(request_id), *reason)),)
+
+
+def _unchanged(kind: str | None, message: Any, *, whole_bodies: bool) -> Answers:
+    if kind == "response_headers":
+        return (headers_answer("response"),)
+    if kind == "response_body":
+        body = message.response_body
+        return (buffered_answer("response"),) if whole_bodies else tuple(streamed_answers("response", body.body, end=body.end_of_stream))
+    return (trailers_answer("response"),) if kind == "response_trailers" else ()
