@@ -14,6 +14,7 @@ from .. import CodecError, ModelInfo, UsageError, __version__
 from ..adapters import DIALECTS
 from ._compat import compat_command
 from ._envoy_config import envoy_config_command
+from ._pool import pool
 from ._probe import probe_command
 from ._proto import proto
 from ._transcode import transcode
@@ -56,6 +57,7 @@ cli.add_command(transcode)
 cli.add_command(compat_command)
 cli.add_command(probe_command)
 cli.add_command(proto)
+cli.add_command(pool)
 cli.add_command(envoy_config_command)
 
 
