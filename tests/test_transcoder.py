@@ -17,6 +17,7 @@ from gaie_codec import (
     MalformedMessageError,
     MalformedRequestError,
     ModelInfo,
+    ModelNotFoundError,
     OutOfOrderError,
     RequestTooLargeError,
     ResponseHead,
@@ -676,3 +677,27 @@ def test_a_compressed_body_is_refused_by_name():
     with pytest.raises(MalformedRequestError) as caught:
         TRANSCODER.request("POST", "/v1/chat/completions", {"content-encoding": "gzip"}, b"{}", request_id="r")
     assert caught.value.param == "content-encoding"
+
+
+def test_the_host_may_take_a_request_for_another_model_and_the_client_does_not_see_it():
+    model = ModelInfo(served_model_name="llama", lora_adapters={"french": "7"})
+    transcoder = Transcoder("vllm.inference", tokenizer=TOKENIZER, model=model)
+    asked = body(model="alias")
+    with pytest.raises(ModelNotFoundError, match="`alias`"):
+        transcoder.request("POST", CHAT, (), asked, request_id="1")
+    call = transcoder.request("POST", CHAT, (), asked, request_id="1", model="french")
+    assert (call.inference.model, call.inference.lora_name) == ("llama", "7")
+    events = [TokensEvent(text="Hi", token_ids=ids("Hi")), FinishEvent(finish_reason="stop")]
+    answer = answer_to(call, [frames_of(transcoder.adapter, events)])
+    assert json.loads(answer.body)["model"] == "alias"
+    with pytest.raises(ModelNotFoundError, match="`german`"):
+        transcoder.request("POST", CHAT, (), asked, request_id="1", model="german")
+
+
+def test_a_body_that_is_passed_on_as_it_is_keeps_its_model():
+    transcoder = Transcoder("sglang.runtime")
+    asked = body(model="alias")
+    assert transcoder.request("POST", CHAT, (), asked, request_id="1", model="alias").is_passthrough
+    with pytest.raises(UnsupportedFieldError) as caught:
+        transcoder.request("POST", CHAT, (), asked, request_id="1", model="other")
+    assert caught.value.param == "model"

@@ -101,11 +101,14 @@ class Transcoder:
         except MalformedRequestError as error:
             raise UsageError(f"the model's own default_sampling_params are wrong: {error}") from error
 
-    def request(self, method: str, path: str, headers: Headers | Mapping[str, str], body: bytes, *, request_id: str) -> Call:
+    def request(
+        self, method: str, path: str, headers: Headers | Mapping[str, str], body: bytes, *, request_id: str, model: str = ""
+    ) -> Call:
         """Decode one HTTP request and encode the call to make of it.
 
         `request_id` must be unique among the calls in flight; a client's own (X-Request-Id, or `request_id` in the body) wins, as with
-        vLLM. Raises RequestError.
+        vLLM. `model` is what the host takes the request's model for, whatever the body says; the answer still has the client's name for
+        it. Raises RequestError.
         """
         route = path.partition("?")[0]
         kind = passthrough.PATHS.get(route)
@@ -126,6 +129,7 @@ class Transcoder:
             tokenizer=self.tokenizer,
             model=self.model,
             max_prompts=self.limits.max_calls,
+            rewritten_model=model,
             accepts_media="media" in self.adapter.carries and self.model.is_multimodal is not False,
         )
         if body_path is not None and kind is not None:

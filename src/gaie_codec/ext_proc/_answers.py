@@ -123,11 +123,6 @@ class Rewritten:
             return self._at_once(*self._taken(outputs))
         return (*self._stream(outputs, end=False), *self._cut())
 
-    def gone(self) -> None:
-        """The client has left, or Envoy has."""
-        if not self._reading.ended:
-            self._reading.receive_eof()
-
     def _stream(self, outputs: Iterable[Any], *, end: bool, in_trailers: bool = False) -> Answers:
         head, data = self._taken(outputs)
         is_cut = self._reading.ended and not (end or in_trailers)  # by us: a stop string of ours, or a fault amid the stream
@@ -246,9 +241,6 @@ class Untouched:
         self.is_over = True
         late = UpstreamStatusError(Code.DEADLINE_EXCEEDED, _LATE)
         return (immediate_grpc_error(late) if self._is_grpc else immediate_error(late),)
-
-    def gone(self) -> None:
-        """The client has left, or Envoy has."""
 
 
 Answer: TypeAlias = Rewritten | Untouched

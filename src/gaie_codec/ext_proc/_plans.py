@@ -23,7 +23,7 @@ from .. import (
     snapshots,
 )
 from ._answers import Answer, Rewritten, Untouched
-from ._headers import to_remove, to_remove_for_grpc
+from ._headers import model_rewrite, to_remove, to_remove_for_grpc
 from ._http_reading import HttpReading
 from ._modes import Mode
 from .picking import Candidate
@@ -91,7 +91,9 @@ def make_plan(request: Incoming, server: Server) -> Plan:
 
 
 def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
-    call: Call = transcoder.request(request.method, request.path, request.headers, request.body, request_id=request.own_id)
+    call: Call = transcoder.request(
+        request.method, request.path, request.headers, request.body, request_id=request.own_id, model=model_rewrite(request.headers)
+    )
     request_id = request.headers.get("x-request-id") or call.id
     head, removed = _grpc_head(request, call.path, call.headers)
     extra = encode_answer_headers(request_id, call.dropped)

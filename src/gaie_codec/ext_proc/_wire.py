@@ -46,9 +46,13 @@ def streamed_answers(direction: Direction, data: bytes, *, end: bool) -> Iterato
     """Body bytes in pieces. `end` only mirrors what was received; without it no bytes are no message."""
     for start in range(0, len(data) or end, MAX_BODY_BYTES):
         piece = data[start : start + MAX_BODY_BYTES]
-        is_last = end and start + MAX_BODY_BYTES >= len(data)
-        streamed = {"body": piece, "end_of_stream": is_last}
-        yield ProcessingResponse(**{f"{direction}_body": {"response": {"body_mutation": {"streamed_response": streamed}}}})
+        answer = ProcessingResponse()
+        body = answer.response_body if direction == "response" else answer.request_body
+        streamed = body.response.body_mutation.streamed_response  # twice as fast as keyword arguments, and once a token
+        streamed.body = piece
+        if end and start + MAX_BODY_BYTES >= len(data):
+            streamed.end_of_stream = True
+        yield answer
 
 
 def buffered_answer(direction: Direction, body: bytes | None = None, mutation: Any = None, *, reroute: bool = False) -> Any:

@@ -122,8 +122,13 @@ class Processor:
 
     @property
     def is_answer_complete(self) -> bool:
-        """Whether the answer has been passed on to its end."""
+        """Whether the answer has been passed on to its end; if the stream ends before, the client has gone, or Envoy has."""
         return self._is_answer_complete or self.is_over
+
+    @property
+    def request_id(self) -> str:
+        """The client's own, or ours."""
+        return self.plan.request_id if self.plan is not None else self._fields.get("x-request-id", self._own_id)
 
     @property
     def method(self) -> str:
@@ -186,11 +191,6 @@ class Processor:
         late = RequestError("the request was not complete within the gateway's deadline")
         late.http_status, late.error_type = 408, "RequestTimeoutError"
         return self._refuse(late)
-
-    def receive_eof(self) -> None:
-        """The data plane has closed the stream: the end, or the client has left."""
-        if self._answer is not None and not self.is_answer_complete:
-            self._answer.gone()
 
     def fail(self) -> Answers:
         """A bug was met: an answer that says no more than that, if one can still be given."""
@@ -396,8 +396,7 @@ class Processor:
         reason = ((DROP_REASON, error.reason),) if isinstance(error, NoEndpointError | RequestShedError) else ()
         if self._is_grpc:
             return (immediate_grpc_error(error, reason),)
-        request_id = self._fields.get("x-request-id", self._own_id)
-        return (immediate_error(error, (*encode_answer_headers(request_id), *reason)),)
+        return (immediate_error(error, (*encode_answer_headers(self.request_id), *reason)),)
 
 
 def _unchanged(kind: str | None, message: Any, *, whole_bodies: bool) -> Answers:

@@ -95,7 +95,7 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         raise UsageError("a chat has to be rendered and tokenized, and there is no tokenizer")
     fields = decode_json_object(body)
     _refuse(fields)
-    name = decode_model(fields, model)
+    given, name = decode_model(fields, asked)
     stream = bool_field(fields, "stream")
     logprobs = _decode_logprobs(fields)
     prompt_token_ids, media = _decode_prompt(fields, tokenizer, model, accepts_media=asked.accepts_media)
@@ -120,7 +120,7 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
     )
     options = ChatOptions(
         id=inference.request_id,
-        model=name or inference.model,
+        model=given or inference.model,
         stream=stream,
         include_usage=include_usage,
         continuous_usage=continuous_usage,

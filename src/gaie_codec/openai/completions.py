@@ -49,7 +49,7 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
     for field, harmless in REFUSED.items():
         if field in fields and fields[field] not in harmless:
             raise UnsupportedFieldError(f"`{field}` is not supported by this gateway (parameter={field})", param=field)
-    name = decode_model(fields, model)
+    given, name = decode_model(fields, asked)
     stream = bool_field(fields, "stream")
     request_id = ID_PREFIX + decode_request_id(fields, asked)
     wanted = int_field(fields, "max_tokens")
@@ -80,7 +80,7 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         )
     options = chat.ChatOptions(
         id=request_id,
-        model=name or inferences[0].model,
+        model=given or inferences[0].model,
         stream=stream,
         include_usage=include_usage,
         continuous_usage=continuous_usage,

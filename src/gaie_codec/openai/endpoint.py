@@ -24,6 +24,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     fixed_id: str | None = None
     max_prompts: int = 1024
     """How many calls the host makes, so that a longer list is refused before it is tokenized."""
+    rewritten_model: str = ""
+    """What the host takes the request's model for, whatever the body says; "" for what it says."""
     accepts_media: bool = False
     """Whether images, video and sound can be sent to the model server."""
 

@@ -139,7 +139,7 @@ def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] |
     if lost and not drops:
         raise UnsupportedFieldError(f"`{lost[0]}` is not known to this model server, which would pass over it", param=lost[0])
     model = asked.model
-    name, lora_name = _decode_model(fields, model)
+    name, lora_name = _decode_model(fields, asked)
     stream = bool_field(fields, "stream") if kind in _GENERATES else False
     params = SamplingParams()
     if kind in _GENERATES:
@@ -172,12 +172,15 @@ def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] |
     return Decoded(prompts=(inference,), options=options, ignored=tuple(sorted(unknown.union(lost))))
 
 
-def _decode_model(fields: Mapping[str, Any], model: ModelInfo) -> tuple[str, str]:
+def _decode_model(fields: Mapping[str, Any], asked: Asked) -> tuple[str, str]:
     """The model and the LoRA adapter that SGLang understands: it takes `MODEL:ADAPTER`, and any other name for the model's own."""
+    model = asked.model
+    if asked.rewritten_model not in ("", str_field(fields, "model")):
+        raise UnsupportedFieldError("this model server gets the body as it is: its model cannot be rewritten", param="model")
     name, _, adapter = str_field(fields, "model").partition(":")
     if adapter in model.lora_adapters and (not name or name in model.names):
         return name, model.lora_adapters[adapter]
-    name = decode_model(fields, model)
+    name, _ = decode_model(fields, asked)
     if name in model.lora_adapters:
         base = next(iter(model.names), "MODEL")
         raise UnsupportedFieldError(f"this model server knows the adapter `{name}` as `{base}:{name}`", param="model")

@@ -14,12 +14,13 @@ MAX_CACHE_SALT: Final = 128
 MAX_REQUEST_ID: Final = 1024  # characters; the id is repeated in every chunk
 
 
-def decode_model(fields: Mapping[str, Any], model: ModelInfo) -> str:
-    """The name as the client gave it, maybe of a LoRA adapter. Raises ModelNotFoundError for one that the server does not serve."""
-    name = str_field(fields, "model")
-    if not model.serves(name):
+def decode_model(fields: Mapping[str, Any], asked: Asked) -> tuple[str, str]:
+    """The name as the client gave it, and what it stands for, maybe a LoRA adapter. Raises ModelNotFoundError if that is not served."""
+    given = str_field(fields, "model")
+    name = asked.rewritten_model or given
+    if not asked.model.serves(name):
         raise ModelNotFoundError(f"The model `{name[:200]}` does not exist.", param="model")
-    return name
+    return given or name, name
 
 
 def base_model(name: str, model: ModelInfo) -> str:

@@ -1,0 +1,231 @@
+"""The ext_proc service over grpc.aio: a `Processor` for each stream, with the clocks, deadlines, logs and health that belong to a host.
+
+Envoy applies no timeout of its own in FULL_DUPLEX_STREAMED, and takes a stream that ends early for a fault or, worse, for nothing: so each
+stream has a deadline here, and ends only after Envoy did or after the last answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from .. import UsageError
+from .gateway import Gateway
+from .messages import PROCESS_PATH, SERVICE, ProcessingRequest, ProcessingResponse
+from .processor import Processor
+
+try:
+    import grpc
+    import grpc.aio
+    from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "gaie_codec.ext_proc.server needs the packages grpcio and grpcio-health-checking: pip install gaie-codec[ext-proc]", name=error.name
+    ) from error
+
+LIVENESS: Final = "liveness"
+READINESS: Final = "readiness"
+
+# A longer body is decoded in a thread: tokenizing takes 0.4 ms per KiB, in which no other stream would get its tokens.
+_MAX_INLINE_BYTES: Final = 32 * 1024
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+
+_log = logging.getLogger("gaie_codec.ext_proc")
+
+
+class StreamObserver:
+    """What a host may want to know of each stream; this one does nothing. None of it may raise or wait."""
+
+    def opened(self, processor: Processor) -> None:
+        """The request's headers are there, and nothing is decoded yet."""
+
+    def routed(self, processor: Processor) -> None:
+        """A model server was picked."""
+
+    def closed(self, processor: Processor, *, ttft_s: float | None, duration_s: float) -> None:
+        """The stream is over. `ttft_s` is the time to the first byte of the answer's body, None if none went out."""
+
+
+class ExtProcServer:
+    """Serves `envoy.service.ext_proc.v3.ExternalProcessor`, and grpc.health.v1 beside it.
+
+    `request_timeout_s` is the deadline of a whole answer, None for none; `body_timeout_s` that between two pieces of a request. Health
+    knows the services "", "liveness", "readiness" and ext_proc's own; all but liveness are NOT_SERVING until `set_ready`, and again once
+    `drain` was called.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        *,
+        observers: Iterable[StreamObserver] = (),
+        request_timeout_s: float | None = 600.0,
+        body_timeout_s: float = 25.0,
+    ) -> None:
+        self._gateway = gateway
+        self._observers = tuple(observers)
+        self._request_timeout_s = request_timeout_s
+        self._body_timeout_s = body_timeout_s
+        self._server: Any = None
+        self._health = health.aio.HealthServicer()
+        self._is_draining = False
+
+    async def start(self, listen: str, *, tls: tuple[bytes, bytes] | None = None) -> int:
+        """Listen on HOST:PORT, port 0 for any free one; returns the port. `tls` is a private key and its certificate chain, in PEM.
+
+        Raises UsageError if it cannot listen there.
+        """
+        # Envoy's bodies come in pieces of at most 1 MiB, but whole in mode BUFFERED.
+        limit = self._gateway.limits.max_request_bytes + 1024 * 1024
+        options = (("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0))
+        server = grpc.aio.server(options=options)
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._process, request_deserializer=ProcessingRequest.FromString, response_serializer=ProcessingResponse.SerializeToString
+        )
+        method = PROCESS_PATH.rpartition("/")[2]
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {method: handler}),))
+        await self._set_health(_NOT_SERVING, "", READINESS, SERVICE)
+        await self._set_health(_SERVING, LIVENESS)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        try:
+            port = server.add_insecure_port(listen) if tls is None else server.add_secure_port(listen, grpc.ssl_server_credentials([tls]))
+        except RuntimeError as error:
+            await server.stop(None)
+            raise UsageError(f"listen {listen}: {error}") from error
+        await server.start()
+        self._server = server
+        return int(port)
+
+    async def set_ready(self, is_ready: bool = True) -> None:
+        """Whether Envoy should send streams."""
+        if not self._is_draining:
+            await self._set_health(_SERVING if is_ready else _NOT_SERVING, "", READINESS, SERVICE)
+
+    async def drain(self) -> None:
+        """Readiness goes off, so that whoever balances sends new streams elsewhere. Streams are still accepted; liveness stays on."""
+        self._is_draining = True
+        await self._set_health(_NOT_SERVING, "", READINESS, SERVICE)
+
+    async def stop(self, grace_s: float = 30.0) -> None:
+        """Accept no more streams, let those there are end within `grace_s`, then cancel the rest."""
+        await self.drain()
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(grace_s)
+
+    async def _set_health(self, status: Any, *services: str) -> None:
+        for service in services:
+            await self._health.set(service, status)
+
+    async def _process(self, _: Any, context: Any) -> None:
+        processor = Processor(self._gateway, own_id=uuid.uuid4().hex, created=int(time.time()), defers_over=_MAX_INLINE_BYTES)
+        stream = _Stream(processor, context, self._observers, self._request_timeout_s, self._body_timeout_s)
+        try:
+            await stream.run()
+        finally:
+            stream.close()
+
+
+class _Stream:
+    """One stream: reads, lets the processor answer, writes."""
+
+    def __init__(
+        self,
+        processor: Processor,
+        context: Any,
+        observers: tuple[StreamObserver, ...],
+        request_timeout_s: float | None,
+        body_timeout_s: float,
+    ) -> None:
+        self._processor = processor
+        self._context = context
+        self._observers = observers
+        self._request_timeout_s = request_timeout_s
+        self._body_timeout_s = body_timeout_s
+        self._started_s = time.monotonic()
+        self._ttft_s: float | None = None
+        self._is_open = False
+
+    async def run(self) -> None:
+        processor = self._processor
+        try:
+            try:
+                async with asyncio.timeout(self._body_timeout_s) as deadline:
+                    await self._exchange(deadline)
+            except TimeoutError:
+                await self._write(processor.too_late())
+        except Exception:
+            _log.exception("stream of request %r: a bug of gaie-codec, or of the picker", processor.request_id)
+            await self._write(processor.fail())
+
+    async def _exchange(self, deadline: asyncio.Timeout) -> None:
+        processor, read = self._processor, self._context.read
+        is_routed = False
+        while not processor.is_over:
+            message = await read()
+            if message is grpc.aio.EOF:
+                return
+            answers = processor.receive(message)
+            if not self._is_open and processor.headers:
+                self._is_open = True
+                self._tell(lambda observer: observer.opened(processor))
+            if not is_routed:
+                if processor.deferred:
+                    await asyncio.to_thread(processor.prepare)
+                    answers = processor.resume()
+                is_routed = processor.plan is not None
+                if is_routed:
+                    self._tell(lambda observer: observer.routed(processor))
+                self._reschedule(deadline, self._request_timeout_s if is_routed else self._body_timeout_s)
+            await self._write(answers)
+            if self._ttft_s is None and processor.has_started:
+                self._ttft_s = time.monotonic() - self._started_s
+
+    def _reschedule(self, deadline: asyncio.Timeout, after_s: float | None) -> None:
+        deadline.reschedule(None if after_s is None else asyncio.get_running_loop().time() + after_s)
+
+    async def _write(self, answers: Iterable[Any]) -> None:
+        for answer in answers:
+            await self._context.write(answer)
+
+    def _tell(self, what: Callable[[StreamObserver], None]) -> None:
+        for observer in self._observers:
+            what(observer)
+
+    def close(self) -> None:
+        """However it ended: Envoy is done, the client has left, or it was us."""
+        processor = self._processor
+        duration_s = time.monotonic() - self._started_s
+        if self._is_open:
+            self._tell(lambda observer: observer.closed(processor, ttft_s=self._ttft_s, duration_s=duration_s))
+        _log_request(processor, self._ttft_s, duration_s)
+
+
+def _log_request(processor: Processor, ttft_s: float | None, duration_s: float) -> None:
+    """One line for each request: what it was, which way it went and why, who answered, and how it ended."""
+    error, plan, usage = processor.error, processor.plan, processor.usage
+    level = logging.WARNING if error is not None and error.http_status >= 500 else logging.INFO
+    if not _log.isEnabledFor(level):
+        return
+    where = processor.served or (processor.server.address if processor.server is not None else "nowhere")
+    _log.log(
+        level,
+        "request %r: %s %r, %s (%s) to %s: %s, %d + %d tokens, first after %s s, %.3f s in all%s",
+        processor.request_id,
+        processor.method,
+        processor.path[:200],
+        processor.mode or "refused",
+        plan.reason if plan is not None else "not routed",
+        where,
+        processor.status if processor.is_answer_complete else "the client has gone",
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        "-" if ttft_s is None else f"{ttft_s:.3f}",
+        duration_s,
+        f": {str(error)!r}" if error is not None else "",
+    )
