@@ -6,6 +6,7 @@ caller names one. A value is set where ext_proc needs it or where Envoy's defaul
 
 from __future__ import annotations
 
+import copy
 import ipaddress
 import re
 from typing import Any, Final, Literal, TypeAlias
@@ -20,8 +21,10 @@ DESTINATION: Final = "x-gateway-destination-endpoint"
 NAMESPACE: Final = "envoy.lb"
 """Where that metadata is."""
 
-_ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/\s]*)):(\d{1,5})")
+_ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]*)):([0-9]{1,5})")
 _TYPE: Final = "type.googleapis.com/envoy.extensions"
+_CLIENT: Final = "gaie_codec.client"
+_NO_PICKER: Final = "The endpoint picker did not answer"
 _MIB: Final = 1024 * 1024
 _NO_BOUND: Final = 1_000_000_000
 _CONNECTIONS: Final = 50_000
@@ -52,23 +55,29 @@ def envoy_config(
     servers with TLS, whose certificates are not checked, as endpoint pickers sign their own. `timeout_s` bounds a whole answer and
     `stream_idle_timeout_s` the silence in it, such as that before a long answer which is not streamed; 0 is no bound. Raises UsageError.
     """
+    if body_mode not in ("full-duplex", "buffered"):
+        raise UsageError(f"body mode {body_mode!r}: it is full-duplex or buffered")
+    if destination not in ("header", "metadata"):
+        raise UsageError(f"destination {destination!r}: it is header or metadata")
+    if behind_tls and behind is None:
+        raise UsageError("behind TLS: there is nobody behind")
     clusters = [_server_cluster("ext_proc", ext_proc, "ext-proc", ext_proc_tls)]
     filters = [_ext_proc_filter("ext_proc", body_mode, may_route=True)]
     if behind is not None:
         clusters.append(_server_cluster("behind", behind, "behind", behind_tls))
         filters.insert(0, _ext_proc_filter("behind", "full-duplex", may_route=False))
     clusters.append(_model_servers(upstream, destination, upstream_protocol))
-    if body_mode not in ("full-duplex", "buffered"):
-        raise UsageError(f"body mode {body_mode!r}: it is full-duplex or buffered")
+    # Where whole bodies are held, this is their limit (for an HTTP/2 client it is the window): above it is 413, on the way back 500.
+    window = Limits().max_request_bytes if body_mode == "buffered" else _MIB
+    manager = _connection_manager(filters, window, timeout_s, stream_idle_timeout_s, access_log)
     settings: Settings = {
         "static_resources": {
             "listeners": [
                 {
                     "name": "http",
                     "address": _socket("listen", listen, is_own=True),
-                    # Where whole bodies are held this is their limit: what is larger is 413, or 500 on its way back.
-                    "per_connection_buffer_limit_bytes": Limits().max_request_bytes if body_mode == "buffered" else _MIB,
-                    "filter_chains": [{"filters": [_connection_manager(filters, timeout_s, stream_idle_timeout_s, access_log)]}],
+                    "per_connection_buffer_limit_bytes": window,
+                    "filter_chains": [{"filters": [manager]}],
                 }
             ],
             "clusters": clusters,
@@ -91,7 +100,7 @@ def envoy_config(
     return settings
 
 
-def _connection_manager(filters: list[Settings], timeout_s: float, idle_s: float, access_log: bool) -> Settings:
+def _connection_manager(filters: list[Settings], window: int, timeout_s: float, idle_s: float, access_log: bool) -> Settings:
     settings: Settings = {
         "@type": f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "http",
@@ -102,8 +111,8 @@ def _connection_manager(filters: list[Settings], timeout_s: float, idle_s: float
         "stream_idle_timeout": _duration("stream idle timeout", idle_s),
         "http2_protocol_options": {
             "max_concurrent_streams": 4096,
-            "initial_stream_window_size": _MIB,
-            "initial_connection_window_size": 16 * _MIB,
+            "initial_stream_window_size": window,
+            "initial_connection_window_size": 16 * window,
         },
         # Nobody but an endpoint picker says where requests go.
         "early_header_mutation_extensions": [
@@ -115,6 +124,7 @@ def _connection_manager(filters: list[Settings], timeout_s: float, idle_s: float
                 },
             }
         ],
+        "local_reply_config": {"mappers": [_json_reply(*row) for row in _OWN_ERRORS]},
         "route_config": {
             "name": "all",
             "virtual_hosts": [
@@ -131,6 +141,7 @@ def _connection_manager(filters: list[Settings], timeout_s: float, idle_s: float
             ],
         },
         "http_filters": [
+            copy.deepcopy(_NOTE_CONTENT_TYPE),
             *filters,
             {
                 "name": "envoy.filters.http.router",
@@ -139,8 +150,58 @@ def _connection_manager(filters: list[Settings], timeout_s: float, idle_s: float
         ],
     }
     if access_log:
-        settings["access_log"] = [_ACCESS_LOG]
+        settings["access_log"] = [copy.deepcopy(_ACCESS_LOG)]
     return {"name": "envoy.filters.network.http_connection_manager", "typed_config": settings}
+
+
+# Whether the client speaks gRPC: an ext_proc server changes the header, and errors for gRPC clients stay text.
+_NOTE_CONTENT_TYPE: Final[Settings] = {
+    "name": "envoy.filters.http.header_to_metadata",
+    "typed_config": {
+        "@type": f"{_TYPE}.filters.http.header_to_metadata.v3.Config",
+        "request_rules": [
+            {
+                "header": "content-type",
+                "on_header_present": {"metadata_namespace": _CLIENT, "key": "content_type", "type": "STRING"},
+                "remove": False,
+            }
+        ],
+    },
+}
+
+# What Envoy answers by itself is plain text or nothing. Who answers through it in JSON says so, and is left alone.
+_IS_PLAIN: Final = (
+    "response.code >= 400"
+    " && (!('content-type' in response.headers) || response.headers['content-type'].startsWith('text/plain'))"
+    f" && !('{_CLIENT}' in metadata.filter_metadata"
+    f" && metadata.filter_metadata['{_CLIENT}']['content_type'].startsWith('application/grpc'))"
+)
+
+_BODY: Final = "%LOCAL_REPLY_BODY%"
+
+# The first that fits: its condition, the type and the message of the error.
+_OWN_ERRORS: Final = (
+    ("response.code >= 500 && response.code_details.startsWith('ext_proc_error')", "ServiceUnavailableError", _NO_PICKER),
+    ("response.code == 503", "ServiceUnavailableError", _BODY),
+    ("response.code == 504", "GatewayTimeoutError", _BODY),
+    ("response.code >= 500", "InternalServerError", _BODY),
+    ("response.code == 429", "RateLimitError", _BODY),
+    ("response.code == 404", "NotFoundError", _BODY),
+    ("response.code_details != ''", "BadRequestError", "The proxy refused the request: %RESPONSE_CODE_DETAILS%"),
+    ("true", "BadRequestError", _BODY),
+)
+
+
+def _json_reply(condition: str, error_type: str, message: str) -> Settings:
+    cel = {
+        "@type": f"{_TYPE}.access_loggers.filters.cel.v3.ExpressionFilter",
+        "expression": f"{_IS_PLAIN} && {condition}",
+    }
+    error = {"message": message, "type": error_type, "param": None, "code": "%RESPONSE_CODE%"}
+    return {
+        "filter": {"extension_filter": {"name": "envoy.access_loggers.extension_filters.cel", "typed_config": cel}},
+        "body_format_override": {"json_format": {"error": error}},
+    }
 
 
 _ACCESS_LOG: Final[Settings] = {
@@ -200,13 +261,11 @@ def _model_servers(upstream: str | None, destination: str, protocol: str) -> Set
     settings = _cluster("model_servers")
     if upstream is not None:
         settings |= _static("model_servers", "upstream", upstream)
-    elif destination in ("header", "metadata"):
+    else:
         chosen: Settings = {"use_http_header": True, "http_header_name": DESTINATION}
         if destination == "metadata":
             chosen = {"metadata_key": {"key": NAMESPACE, "path": [{"key": DESTINATION}]}}
         settings |= {"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "original_dst_lb_config": chosen}
-    else:
-        raise UsageError(f"destination {destination!r}: it is header or metadata")
     if protocol == "h2c":
         return settings | _http2()
     if protocol == "http":
@@ -241,7 +300,8 @@ def _cluster(name: str) -> Settings:
 def _static(name: str, option: str, address: str) -> Settings:
     socket = _socket(option, address)
     host = socket["socket_address"]["address"]
-    kind: Settings = {"type": "STATIC"} if _is_ip(host) else {"type": "STRICT_DNS", "dns_lookup_family": "ALL"}
+    # With ALL a name's two families would be two hosts that take turns, though a server may listen on one only, as on localhost.
+    kind: Settings = {"type": "STATIC"} if _is_ip(host) else {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"}
     endpoints = [{"lb_endpoints": [{"endpoint": {"address": socket}}]}]
     return kind | {"load_assignment": {"cluster_name": name, "endpoints": endpoints}}
 
@@ -262,7 +322,7 @@ def _socket(option: str, address: str, *, is_own: bool = False) -> Settings:
     if match is None or int(match[3]) > 65535:
         raise UsageError(f"{option} {address}: not of the form HOST:PORT (an IPv6 address goes in brackets)")
     host = match[1] or match[2]
-    if match[1] and not _is_ip(host):
+    if match[1] and not (":" in host and _is_ip(host)):
         raise UsageError(f"{option} {address}: {host} is no IPv6 address")
     if is_own and not _is_ip(host):
         raise UsageError(f"{option} {address}: Envoy listens on an IP address, not on a name")
@@ -280,6 +340,6 @@ def _is_ip(host: str) -> bool:
 
 
 def _duration(option: str, seconds: float) -> str:
-    if not 0 <= seconds <= 315_576_000:
+    if not 0 <= seconds <= 100 * 365 * 86400:
         raise UsageError(f"{option}: {seconds} s is out of range")
     return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
