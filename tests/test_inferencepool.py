@@ -138,7 +138,7 @@ def test_the_shape_of_the_proposal_is_read_and_no_release_accepts_it() -> None:
     pool = one(item)
     assert (pool.app_protocol, pool.declared_at, pool.accepted_since) == (H2C, "spec.targetPorts[].appProtocol", "")
     for release in RELEASES:
-        assert "spec.targetPorts[0].appProtocol" in [path for path, _ in check(item, release)[0]]
+        assert "spec.targetPorts[0].appProtocol" in [path for path, _ in check(item, release)[1]]
 
 
 @pytest.mark.parametrize(

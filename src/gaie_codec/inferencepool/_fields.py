@@ -51,9 +51,9 @@ class Report:
             self._add(path, "note" if self._version is None else "error", message, f"<{RELEASES[release]}")
 
     def never(self, path: str, message: str) -> None:
-        """What can be read here but is in no release: an error where one is named."""
+        """What can be read here but is in no release."""
         self._first = len(RELEASES)
-        self._add(path, "note" if self._version is None else "error", message)
+        self._add(path, "note", message)
 
     def _add(self, path: str, severity: Literal["error", "note"], message: str, releases: str = "") -> None:
         self.findings.append(Finding(pool=self._label, path=path, severity=severity, message=message, releases=releases))
