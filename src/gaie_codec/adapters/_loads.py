@@ -123,8 +123,10 @@ def sglang_scheduler_loads(snapshot: Snapshot, service: str) -> LoadsCoder:
     info_type: Any = snapshot.message("GetServerInfoResponse")
 
     def decode_capacity(message: Any) -> Capacity:
-        arguments = {name: _number_of(message.server_args, name) for name in ("page_size", "max_running_requests")}
-        return _sglang_capacity({**arguments, "max_total_num_tokens": _number_of(message.scheduler_info, "max_total_num_tokens")})
+        # The Python servicer has the arguments as they were given, None where the scheduler chose; the Rust one only what it chose.
+        names = ("page_size", "max_total_num_tokens", "max_running_requests")
+        told = {name: _number_of(message.scheduler_info, name) or _number_of(message.server_args, name) for name in names}
+        return _sglang_capacity(told)
 
     def encode_capacity(capacity: Capacity) -> Any:
         told = _sglang_facts(capacity)

@@ -28,11 +28,15 @@ from .. import (
     encode_error_response,
     encode_json_response,
 )
+from .._sse import CONTENT_TYPE
 from ..openai import models
+from ..telemetry import RequestMeter
 from ..upstream import check_health
 
 if TYPE_CHECKING:
     from .. import Call, Output, Response, Transcoder
+    from ..telemetry.metrics import Metrics
+    from ..telemetry.tracing import Tracing
     from ..upstream import Upstream, UpstreamCall
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -50,13 +54,20 @@ _log = logging.getLogger("gaie_codec.asgi")
 
 
 def create_app(
-    upstream: Upstream, transcoder: Transcoder, *, request_timeout_s: float | None = 600.0, health_timeout_s: float = 2.0
+    upstream: Upstream,
+    transcoder: Transcoder,
+    *,
+    request_timeout_s: float | None = 600.0,
+    health_timeout_s: float = 2.0,
+    metrics: Metrics | None = None,
+    tracing: Tracing | None = None,
 ) -> ASGIApp:
     """The application: the transcoder's endpoints, GET /v1/models and GET /health. `upstream` stays the caller's to close.
 
-    `request_timeout_s` is the deadline of a whole answer, None for none; a health check has its own.
+    `request_timeout_s` is the deadline of a whole answer, None for none; a health check has its own. `metrics` and `tracing` are told of
+    every request (`gaie_codec.telemetry`).
     """
-    return _App(upstream, transcoder, request_timeout_s, health_timeout_s)
+    return _App(upstream, transcoder, request_timeout_s, health_timeout_s, metrics, tracing)
 
 
 class _ClientGone(Exception):
@@ -66,8 +77,10 @@ class _ClientGone(Exception):
 class _Reply:
     """Copies the core's outputs out as ASGI messages."""
 
-    def __init__(self, send: Send, request_id: str, *, is_head: bool) -> None:
+    def __init__(self, send: Send, request_id: str, meter: RequestMeter, *, is_head: bool) -> None:
         self._send = send
+        self.meter = meter
+        self._awaits_first = False  # of a stream's body
         self._is_head = is_head
         self.request_id = request_id
         self.dropped: tuple[str, ...] = ()
@@ -77,10 +90,16 @@ class _Reply:
         try:
             for out in outputs:
                 if isinstance(out, BodyChunk):
+                    if self._awaits_first:
+                        self._awaits_first = False
+                        self.meter.ttft_s = self.meter.elapsed_s()
                     if not self._is_head:
+                        self.meter.client_bytes_sent += len(out.data)
                         await self._send({"type": "http.response.body", "body": out.data, "more_body": True})
                 elif isinstance(out, ResponseHead):
                     self.has_started = True
+                    self.meter.http_status = out.status
+                    self._awaits_first = ("content-type", CONTENT_TYPE) in out.headers
                     await self._send({"type": "http.response.start", "status": out.status, "headers": self._headers(out)})
                 elif isinstance(out, EndOfBody):
                     await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -93,8 +112,18 @@ class _Reply:
 
 
 class _App:
-    def __init__(self, upstream: Upstream, transcoder: Transcoder, request_timeout_s: float | None, health_timeout_s: float) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        transcoder: Transcoder,
+        request_timeout_s: float | None,
+        health_timeout_s: float,
+        metrics: Metrics | None,
+        tracing: Tracing | None,
+    ) -> None:
         self._upstream = upstream
+        self._metrics = metrics
+        self._tracing = tracing
         self._transcoder = transcoder
         self._request_timeout_s = request_timeout_s
         self._health_timeout_s = health_timeout_s
@@ -111,19 +140,30 @@ class _App:
             raise ValueError(f"no {scope['type']} connections here, only HTTP")
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = headers.get("x-request-id") or uuid.uuid4().hex
-        reply = _Reply(send, request_id, is_head=scope["method"] == "HEAD")
+        method, path = scope["method"], scope["path"]
+        meter = RequestMeter("http-in-grpc-out", method=method, path=path, headers=headers, metrics=self._metrics, tracing=self._tracing)
+        meter.dialect = self._transcoder.adapter.dialect
+        reply = _Reply(send, request_id, meter, is_head=method == "HEAD")
         try:
-            await self._answer(scope["method"], scope["path"], headers, receive, reply)
+            await self._answer(method, path, meter.headers, receive, reply)
         except _ClientGone:
+            meter.is_cancelled = True
             _log.info("request %r: the client has gone", reply.request_id)
+        except asyncio.CancelledError:
+            meter.is_cancelled = True
+            raise
         except CodecError as error:
+            meter.error = error
             _log.info("request %r: %d, %r", reply.request_id, error.http_status, str(error))
             await _last_words(reply, error)
-        except Exception:
+        except Exception as error:
+            meter.error = error
             _log.exception("request %r: a bug of gaie-codec", reply.request_id)
             if reply.has_started:
                 raise  # makes the server cut the connection, so that no client takes what it has for the whole answer
             await _last_words(reply, CodecError("Internal server error"))
+        finally:
+            meter.end()
 
     async def _answer(self, method: str, path: str, headers: dict[str, str], receive: Receive, reply: _Reply) -> None:
         if path in (HEALTH_PATH, models.PATH) and method not in ("GET", "HEAD"):
@@ -136,13 +176,15 @@ class _App:
         else:
             # Only a POST can have an endpoint; for all else the transcoder knows the error without the body.
             body = await self._read_body(headers, receive) if method == "POST" else b""
+            reply.meter.client_bytes_received = len(body)
             decode = self._transcoder.request
             own_id = uuid.uuid4().hex
             if len(body) > _MAX_INLINE_BYTES:
                 call = await asyncio.to_thread(decode, method, path, headers, body, request_id=own_id)
             else:
                 call = decode(method, path, headers, body, request_id=own_id)
-            reply.dropped = call.dropped
+            reply.dropped = reply.meter.dropped = call.dropped
+            reply.meter.model = call.inference.model
             if "x-request-id" not in headers:
                 reply.request_id = call.id
             await self._run(call, receive, reply)
@@ -181,6 +223,10 @@ class _App:
 
     async def _exchange(self, call: Call, reply: _Reply) -> None:
         response = call.response(created=int(time.time()))
+        meter = reply.meter
+        meter.upstream = getattr(self._upstream, "target", "")  # a host may bring a connection of its own
+        meter.frames_sent = len(call.calls)
+        meter.upstream_bytes_sent = sum(len(one.message) for one in call.calls)
         upstreams = [
             self._upstream.stream(one.path, one.message, metadata=one.metadata, timeout_s=self._request_timeout_s) for one in call.calls
         ]
@@ -192,13 +238,18 @@ class _App:
         finally:
             for upstream in upstreams:
                 upstream.cancel()
+            meter.usage = response.usage
             if response.error is not None:
+                meter.error = response.error
                 level = logging.WARNING if response.error.http_status >= 500 else logging.INFO
                 _log.log(level, "request %r: %d, %r", reply.request_id, response.error.http_status, str(response.error))
 
     async def _read(self, upstream: UpstreamCall, response: Response, reply: _Reply) -> None:
+        meter = reply.meter
         await reply.send(response.receive_headers())
         while not response.ended and (message := await upstream.read()) is not None:
+            meter.frames_received += 1
+            meter.upstream_bytes_received += len(message)
             await reply.send(response.receive_message(message))
         if not response.ended:
             await reply.send(response.receive_status(*await upstream.status()))
@@ -229,6 +280,8 @@ async def _read_all(upstreams: Sequence[UpstreamCall], response: Response, reply
             if number in stopped:
                 continue
             if message is not None:
+                reply.meter.frames_received += 1
+                reply.meter.upstream_bytes_received += len(message)
                 outputs = response.receive_message(message, call=number)
             else:
                 outputs = response.receive_status(*await upstreams[number].status(), call=number)

@@ -18,6 +18,7 @@ from collections.abc import Generator
 from typing import Final, Literal
 
 from .. import Limits, adapters, snapshots
+from ..telemetry.tracing import Tracing
 from ..upstream import Upstream
 from ..upstream.discovery import await_model_info, detect_adapter
 from ..upstream.listen import bind
@@ -47,6 +48,7 @@ async def run_serve(
     passthrough: bool = True,
     generation_config: Literal["auto", "none"] = "auto",
     limits: Limits | None = None,
+    metrics_listen: str | None = None,
     request_timeout_s: float | None = 600.0,
     connect_timeout_s: float = 30.0,
     shutdown_timeout_s: int = 30,
@@ -58,8 +60,8 @@ async def run_serve(
     `dialect` "auto" asks the model server what it speaks; `snapshot`, where given, is then one of that dialect. `tokenizer` is "server"
     (the model server's own, by GetTokenizer), "builtin", a directory or a model of the hub; `chat_template` is the text of one to use
     instead of the model's. `passthrough` False sends token ids also to a server that takes OpenAI JSON as it is. `generation_config`
-    "auto" takes the sampling defaults of a tokenizer's model where the server cannot tell its own. Raises UsageError with one line that
-    says what is in the way.
+    "auto" takes the sampling defaults of a tokenizer's model where the server cannot tell its own. `metrics_listen` is where Prometheus
+    scrapes, as HOST:PORT; it then ends the line as ` metrics=HOST:PORT`. Raises UsageError with one line that says what is in the way.
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     adapter = adapters.get(snapshots.load(dialect, snapshot)) if dialect != AUTO else None
@@ -75,43 +77,59 @@ async def run_serve(
     )
     transcoders = Transcoders(options)
     started = time.monotonic()
-    with contextlib.closing(bind(listen)) as listener:
+    async with contextlib.AsyncExitStack() as cleanup:
+        listener = cleanup.enter_context(contextlib.closing(bind(listen)))
         connection = Upstream(upstream)
-        try:
-            left_s = connect_timeout_s
-            if adapter is None:
-                adapter = await detect_adapter(connection, snapshot, connect_timeout_s)
-                left_s = max(1.0, connect_timeout_s - (time.monotonic() - started))
-            model = await await_model_info(connection, adapter, left_s, is_optional=not transcoders.asks_for_tokenizers)
-            transcoder = await transcoders.make(connection, adapter, model)
-            config = uvicorn.Config(
-                create_app(connection, transcoder, request_timeout_s=request_timeout_s),
-                interface="asgi3",
-                loop="asyncio",
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                log_level=log_level.lower(),
-                access_log=access_log,
-                server_header=False,
-                proxy_headers=False,
-                # uvicorn's 5 s is also when httpx, and with it the openai SDK, lets go of a connection: a race for the next request.
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=shutdown_timeout_s,
-            )
-            await _Server(config).serve([listener])
-        finally:
-            await connection.close()
+        cleanup.push_async_callback(connection.close)
+        telemetry = None
+        if metrics_listen is not None:
+            from ..telemetry.exporting import Exporter  # its package is an extra
+
+            telemetry = await cleanup.enter_async_context(Exporter(metrics_listen))
+        left_s = connect_timeout_s
+        if adapter is None:
+            adapter = await detect_adapter(connection, snapshot, connect_timeout_s)
+            left_s = max(1.0, connect_timeout_s - (time.monotonic() - started))
+        model = await await_model_info(connection, adapter, left_s, is_optional=not transcoders.asks_for_tokenizers)
+        transcoder = await transcoders.make(connection, adapter, model)
+        if telemetry is not None:
+            telemetry.scrape(connection, adapter, endpoint=connection.target, model=next(iter(model.names), ""))
+        config = uvicorn.Config(
+            create_app(
+                connection,
+                transcoder,
+                request_timeout_s=request_timeout_s,
+                metrics=telemetry.metrics if telemetry is not None else None,
+                tracing=Tracing(),
+            ),
+            interface="asgi3",
+            loop="asyncio",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            log_level=log_level.lower(),
+            access_log=access_log,
+            server_header=False,
+            proxy_headers=False,
+            # uvicorn's 5 s is also when httpx, and with it the openai SDK, lets go of a connection: a race for the next request.
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=shutdown_timeout_s,
+        )
+        await _Server(config, f" metrics={telemetry.address}" if telemetry is not None else "").serve([listener])
 
 
 class _Server(uvicorn.Server):
     """uvicorn that says when it accepts, and whose end by a signal is an ordinary return instead of the signal once more."""
 
+    def __init__(self, config: uvicorn.Config, also: str) -> None:
+        super().__init__(config)
+        self._also = also  # what else there is to say then
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
-            sys.stdout.write(f"ready http={f'[{host}]' if ':' in host else host}:{port}\n")
+            sys.stdout.write(f"ready http={f'[{host}]' if ':' in host else host}:{port}{self._also}\n")
         sys.stdout.flush()
 
     @contextlib.contextmanager

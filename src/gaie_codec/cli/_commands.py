@@ -13,6 +13,7 @@ import click
 from .. import CodecError, ModelInfo, UsageError, __version__
 from ..adapters import DIALECTS
 from ._compat import compat_command
+from ._conformance import conformance_command
 from ._envoy_config import envoy_config_command
 from ._pool import pool
 from ._probe import probe_command
@@ -56,6 +57,7 @@ def cli() -> None:
 cli.add_command(transcode)
 cli.add_command(compat_command)
 cli.add_command(probe_command)
+cli.add_command(conformance_command)
 cli.add_command(proto)
 cli.add_command(pool)
 cli.add_command(envoy_config_command)
@@ -98,6 +100,7 @@ def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script:
     show_default=True,
     help="What to do with request fields that this server cannot be told; dropped ones are named in x-gaie-codec-dropped.",
 )
+@click.option("--metrics-listen", metavar="HOST:PORT", help="Where Prometheus scrapes metrics.  [default: nowhere]")
 @_seconds("--request-timeout", 600.0, "Deadline of a whole answer.")
 @_seconds("--connect-timeout", 30.0, "How long to wait for the model server at the start.")
 @click.option("--chat-template", "template_file", type=click.File("r", encoding="utf-8"), help="Jinja file to use instead of the model's.")
