@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import importlib.util
 import json
@@ -11,7 +10,7 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -282,10 +281,3 @@ async def echo(read: Read, write: Write) -> None:
             await write(body(direction, content.body, end=content.end_of_stream))
         else:
             await write(trailers(direction))
-
-
-@contextlib.contextmanager
-def background() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
-    """For clients that run beside the test."""
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        yield pool

@@ -263,6 +263,37 @@ def test_the_words_of_an_ext_proc_server_that_fails_are_not_the_clients_business
     error_of(answer)
 
 
+@pytest.mark.parametrize("wrong", [headers("response"), headers("request", {"x-a": "line\nline"})], ids=["out of turn", "no header value"])
+def test_an_answer_that_envoy_cannot_use_is_an_openai_503(wrong: Any, start_envoy: StartEnvoy, start_ext_proc: StartExtProc):
+    async def answer(read: Any, write: Any) -> None:
+        await read()
+        await write(wrong)
+        await read()
+
+    envoy = start_envoy(ext_proc=start_ext_proc(answer).address)
+    error = error_of(httpx.post(f"{envoy.url}/v1/x", content=b"{}"))
+    assert (error["code"], error["message"]) == (503, "The endpoint picker gave an answer that cannot be used")
+
+
+def test_an_ext_proc_server_that_is_silent_is_an_openai_504_where_bodies_are_buffered(
+    start_envoy: StartEnvoy, start_ext_proc: StartExtProc
+):
+    async def wait(read: Any, write: Any) -> None:
+        while await read() is not None:
+            pass
+
+    def shorten(settings: Any) -> None:
+        manager = settings["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+        for found in manager["http_filters"]:
+            if "message_timeout" in found["typed_config"]:
+                found["typed_config"]["message_timeout"] = "0.2s"
+
+    envoy = start_envoy(ext_proc=start_ext_proc(wait).address, body_mode="buffered", change=shorten)
+    answer = httpx.post(f"{envoy.url}/v1/x", content=b"{}")
+    assert answer.status_code == 504
+    assert error_of(answer)["message"] == "The endpoint picker did not answer in time"
+
+
 @pytest.mark.parametrize("what", ["nobody", "no destination", "not an address", "a list"])
 def test_a_model_server_that_is_not_there_is_an_openai_503(what: str, start_envoy: StartEnvoy, start_ext_proc: StartExtProc, nobody: str):
     destination = {"nobody": nobody, "not an address": "there", "a list": f"{nobody},{nobody}"}.get(what)

@@ -24,7 +24,6 @@ NAMESPACE: Final = "envoy.lb"
 _ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]*)):([0-9]{1,5})")
 _TYPE: Final = "type.googleapis.com/envoy.extensions"
 _CLIENT: Final = "gaie_codec.client"
-_NO_PICKER: Final = "The endpoint picker did not answer"
 _MIB: Final = 1024 * 1024
 _NO_BOUND: Final = 1_000_000_000
 _CONNECTIONS: Final = 50_000
@@ -177,11 +176,17 @@ _IS_PLAIN: Final = (
     f" && metadata.filter_metadata['{_CLIENT}']['content_type'].startsWith('application/grpc'))"
 )
 
+# Of these Envoy says nothing to the client; what it notes may hold the text of an exception.
+_FAILED: Final = "response.code_details.startsWith('ext_proc_error')"
+_MISUSED: Final = "response.code_details.matches('^(spurious_message|header_mutation_|mismatch_between_)')"
+
 _BODY: Final = "%LOCAL_REPLY_BODY%"
 
 # The first that fits: its condition, the type and the message of the error.
 _OWN_ERRORS: Final = (
-    ("response.code >= 500 && response.code_details.startsWith('ext_proc_error')", "ServiceUnavailableError", _NO_PICKER),
+    (f"response.code == 503 && {_FAILED}", "ServiceUnavailableError", "The endpoint picker did not answer"),
+    (f"response.code == 504 && {_FAILED}", "GatewayTimeoutError", "The endpoint picker did not answer in time"),
+    (f"response.code == 503 && {_MISUSED}", "ServiceUnavailableError", "The endpoint picker gave an answer that cannot be used"),
     ("response.code == 503", "ServiceUnavailableError", _BODY),
     ("response.code == 504", "GatewayTimeoutError", _BODY),
     ("response.code >= 500", "InternalServerError", _BODY),
