@@ -206,6 +206,11 @@ class BridgedResponse:
             reasoning_tokens=sum(reader.reasoning_tokens for reader in self._readers),
         )
 
+    @property
+    def frames_received(self) -> int:
+        """Frames that `receive_data` has decoded."""
+        return sum(reader.frames.count for reader in self._readers)
+
     def receive_headers(self, headers: Headers | Mapping[str, str] = (), *, status: int = 200, call: int = 0) -> Sequence[GrpcOutput]:
         """The response headers of one call."""
         return self._receive(call, lambda _: self._readers[call].receive_headers(headers, status))

@@ -43,11 +43,13 @@ class FrameDecoder:
     most `max_message_bytes`, compressed or not, plus the bytes of one `receive_data` call.
     """
 
-    __slots__ = ("_buffer", "_consumed", "_wanted", "encoding", "max_message_bytes")
+    __slots__ = ("_buffer", "_consumed", "_wanted", "count", "encoding", "max_message_bytes")
 
     def __init__(self, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES, encoding: str = "identity") -> None:
         self.max_message_bytes = max_message_bytes
         self.encoding = encoding
+        self.count = 0
+        """Frames that were decoded."""
         self._buffer = bytearray()
         self._consumed = 0  # offset in the stream of the first byte that is not yet decoded
         self._wanted = HEADER_BYTES  # how long the buffer must get before there is anything to do
@@ -63,6 +65,7 @@ class FrameDecoder:
         if flag or length != len(data) - HEADER_BYTES or length > self.max_message_bytes:
             return None
         self._consumed += HEADER_BYTES + length
+        self.count += 1
         return data[HEADER_BYTES:]
 
     def receive_data(self, data: bytes) -> Iterator[bytes]:
@@ -94,6 +97,7 @@ class FrameDecoder:
                 payload = self._inflate(payload)
             offset = end
             self._consumed += HEADER_BYTES + length
+            self.count += 1
             yield payload
         self._wanted = wanted
         if offset < size:

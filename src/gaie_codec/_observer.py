@@ -141,6 +141,11 @@ class ObservedResponse:
             return dict(self._body.finish_reasons)
         return {tally.index: tally.finish_reason for tally in self._tallies if tally.finish_reason is not None}
 
+    @property
+    def frames_received(self) -> int:
+        """Frames that `receive_data` has decoded."""
+        return self._reader.frames.count
+
     def receive_headers(self, headers: Headers | Mapping[str, str] = (), *, status: int = 200) -> Sequence[Event]:
         """The response headers, `status` being the HTTP status."""
         return self._receive(lambda _: self._reader.receive_headers(headers, status))

@@ -127,6 +127,11 @@ class Response:
             return passed_through
         return self._usage_with(sum(choice.completion_tokens for choice in self._choices))
 
+    @property
+    def frames_received(self) -> int:
+        """Frames that `receive_data` has decoded."""
+        return sum(upstream.reader.frames.count for upstream in self._upstreams)
+
     def receive_headers(self, headers: Headers | Mapping[str, str] = (), *, status: int = 200, call: int = 0) -> Sequence[Output]:
         """The response headers, `status` being the HTTP status. A grpc-status among them may be a trailers-only answer."""
         upstream = self._upstream(call)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import click
@@ -15,17 +13,12 @@ from ..adapters import DIALECTS
 from ._compat import compat_command
 from ._conformance import conformance_command
 from ._envoy_config import envoy_config_command
+from ._ext_proc import ext_proc
+from ._options import run, seconds
 from ._pool import pool
 from ._probe import probe_command
 from ._proto import proto
 from ._transcode import transcode
-
-
-def _seconds(name: str, default: float, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    kind = click.FloatRange(min=0, min_open=True)
-    return click.option(
-        name, f"{name[2:].replace('-', '_')}_s", type=kind, default=default, show_default=True, metavar="SECONDS", help=text
-    )
 
 
 class _Group(click.Group):
@@ -61,6 +54,7 @@ cli.add_command(conformance_command)
 cli.add_command(proto)
 cli.add_command(pool)
 cli.add_command(envoy_config_command)
+cli.add_command(ext_proc)
 
 
 @cli.command()
@@ -72,11 +66,12 @@ cli.add_command(envoy_config_command)
 @click.option("--model", default="sim", show_default=True, help="The served model name.")
 def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script: Any, model: str) -> None:
     """Run a simulated model server: deterministic, scriptable answers over real gRPC."""
-    from ..sim import SimServer, decode_script, run
+    from ..sim import SimServer, decode_script
+    from ..sim import run as run_sim
 
     answer = decode_script(script.read()) if script is not None else None
     served = ModelInfo(model_path=tokenizer, tokenizer_path=tokenizer, served_model_name=model)
-    _run(run(SimServer(dialect, snapshot=snapshot, tokenizer=tokenizer, model=served, script=answer), listen))
+    run(run_sim(SimServer(dialect, snapshot=snapshot, tokenizer=tokenizer, model=served, script=answer), listen))
 
 
 @cli.command()
@@ -101,8 +96,8 @@ def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script:
     help="What to do with request fields that this server cannot be told; dropped ones are named in x-gaie-codec-dropped.",
 )
 @click.option("--metrics-listen", metavar="HOST:PORT", help="Where Prometheus scrapes metrics.  [default: nowhere]")
-@_seconds("--request-timeout", 600.0, "Deadline of a whole answer.")
-@_seconds("--connect-timeout", 30.0, "How long to wait for the model server at the start.")
+@seconds("--request-timeout", 600.0, "Deadline of a whole answer.")
+@seconds("--connect-timeout", 30.0, "How long to wait for the model server at the start.")
 @click.option("--chat-template", "template_file", type=click.File("r", encoding="utf-8"), help="Jinja file to use instead of the model's.")
 @click.option("--enable-prompt-tokens-details", is_flag=True, help="Show cached_tokens in usage.")
 @click.option(
@@ -130,11 +125,4 @@ def serve(template_file: Any, **options: Any) -> None:
     """Serve the OpenAI HTTP API in front of one model server."""
     from ..asgi.server import run_serve
 
-    _run(run_serve(chat_template=template_file.read() if template_file is not None else None, **options))
-
-
-def _run(main: Coroutine[Any, Any, None]) -> None:
-    try:
-        asyncio.run(main)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    run(run_serve(chat_template=template_file.read() if template_file is not None else None, **options))

@@ -7,14 +7,16 @@ sends a body before the first DATA came. What fails before that is one whole ans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 from .. import (
     BodyChunk,
+    BridgedResponse,
     Code,
     CodecError,
     ObservedResponse,
+    Response,
     ResponseHead,
     Trailers,
     UpstreamStatusError,
@@ -43,15 +45,13 @@ class Rewritten:
 
     def __init__(
         self,
-        reading: Any,
-        usage: Callable[[], Usage],
+        reading: Response | BridgedResponse,
         *,
         set_headers: Sequence[tuple[str, str]] = (),
         whole_bodies: bool = False,
         is_grpc: bool = False,
     ) -> None:
-        self._reading = reading
-        self._usage = usage
+        self._reading: Any = reading  # the outputs of both are taken alike
         self._set_headers = tuple(set_headers)
         self._whole_bodies = whole_bodies
         self._is_grpc = is_grpc
@@ -61,6 +61,7 @@ class Rewritten:
         self._has_data = False
         self._is_released = False
         self.status = 0
+        self.bytes_sent = 0
         self.has_started = False
         self.is_over = False
 
@@ -73,7 +74,14 @@ class Rewritten:
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return self._usage()
+        usage: Usage = self._reading.usage
+        return usage
+
+    @property
+    def frames_received(self) -> int:
+        """gRPC messages from the model server so far."""
+        count: int = self._reading.frames_received
+        return count
 
     def headers(self, fields: Pairs, status: int, *, end: bool) -> Answers:
         """Nothing is said yet, unless this is all there is."""
@@ -135,6 +143,7 @@ class Rewritten:
         self._is_released = True
         if data:
             self.has_started = True
+            self.bytes_sent += len(data)
         answers += streamed_answers("response", data, end=end)
         return [*answers, *self._cut()] if is_cut else answers
 
@@ -160,6 +169,7 @@ class Rewritten:
     def _at_once(self, head: ResponseHead | None, data: bytes) -> Answers:
         """The whole answer as an ImmediateResponse, which also ends the call to the model server."""
         self.is_over = self.has_started = True
+        self.bytes_sent += len(data)
         if head is None:  # what failed is a gRPC answer without a message
             head = ResponseHead(200, ())
         details = f"gaie_codec: {self.error.error_type}" if self.error is not None else "gaie_codec: complete"
@@ -199,6 +209,7 @@ class Untouched:
         self._whole_bodies = whole_bodies
         self._is_grpc = is_grpc
         self.status = 0
+        self.bytes_sent = 0
         self.has_started = False
         self.is_over = False
 
@@ -212,6 +223,11 @@ class Untouched:
         """Tokens so far."""
         return self._reading.usage if self._reading is not None else Usage()
 
+    @property
+    def frames_received(self) -> int:
+        """gRPC messages from the model server so far, where they are read."""
+        return self._reading.frames_received if isinstance(self._reading, ObservedResponse) else 0
+
     def headers(self, fields: Pairs, status: int, *, end: bool) -> Answers:
         """Unchanged."""
         self.status = status
@@ -224,6 +240,7 @@ class Untouched:
     def body(self, data: bytes, *, end: bool) -> Answers:
         """Unchanged."""
         self.has_started = True
+        self.bytes_sent += len(data)
         if self._reading is not None:
             self._reading.receive_data(data)
             if end:

@@ -5,7 +5,7 @@
 | OpenAI over HTTP | gRPC, and the pool says so | http-in-grpc-out |
 | OpenAI over HTTP | HTTP | passthrough |
 | gRPC, a path of its dialect | gRPC | grpc-in-grpc-out |
-| gRPC, the path of another dialect | gRPC | grpc-in-grpc-out, turned into the server's dialect |
+| gRPC, the path of another dialect | gRPC | grpc-bridged |
 | gRPC | HTTP, or a pool without HTTP/2 | refused: UNAVAILABLE |
 | grpc-web, Connect | any | refused: 415 |
 """
@@ -25,6 +25,8 @@ class Mode(StrEnum):
 
     TRANSCODE = "http-in-grpc-out"
     OBSERVE = "grpc-in-grpc-out"
+    BRIDGE = "grpc-bridged"
+    """grpc-in-grpc-out to a model server of another dialect."""
     PASS = "passthrough"
     LOCAL = "local"
     """Answered here."""

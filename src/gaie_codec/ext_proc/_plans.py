@@ -12,12 +12,12 @@ from .. import (
     Bridge,
     BridgedCall,
     Call,
+    CodecError,
     InferenceRequest,
     ObservedCall,
     Observer,
     Transcoder,
     UnsupportedEndpointError,
-    UsageError,
     adapters,
     encode_answer_headers,
     snapshots,
@@ -99,8 +99,7 @@ def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
     extra = encode_answer_headers(request_id, call.dropped)
 
     def answer(created: int, whole_bodies: bool) -> Answer:
-        response = call.response(created=created)
-        return Rewritten(response, lambda: response.usage, set_headers=extra, whole_bodies=whole_bodies)
+        return Rewritten(call.response(created=created), set_headers=extra, whole_bodies=whole_bodies)
 
     return Plan(
         mode=Mode.TRANSCODE,
@@ -121,13 +120,12 @@ def _bridged(request: Incoming, inbound: str, transcoder: Transcoder) -> Plan:
     head, removed = _grpc_head(request, upstream.path, upstream.headers)
 
     def answer(_: int, whole_bodies: bool) -> Answer:
-        response = call.response()
         if whole_bodies:
-            raise UsageError("a gRPC answer with trailers of its own needs body mode FULL_DUPLEX_STREAMED")
-        return Rewritten(response, lambda: response.usage, is_grpc=True)
+            raise CodecError("a gRPC answer with trailers of its own needs response_body_mode FULL_DUPLEX_STREAMED")
+        return Rewritten(call.response(), is_grpc=True)
 
     return Plan(
-        mode=Mode.OBSERVE,
+        mode=Mode.BRIDGE,
         reason=f"{inbound} turned into {transcoder.adapter.dialect}",
         inference=call.inference,
         request_id=call.inference.request_id,

@@ -11,6 +11,17 @@ from ._plans import Server
 from .picking import Picker
 
 
+class Declared(msgspec.Struct, frozen=True):
+    """What the pool, or who runs the shim, says of the way to the model servers."""
+
+    transcodes: bool = True
+    """Whether OpenAI requests become gRPC, for servers that speak it."""
+
+    reason: str = ""
+    carries_grpc: bool = True
+    """Whether gRPC can get there: it needs HTTP/2."""
+
+
 class Gateway(msgspec.Struct, frozen=True, kw_only=True):
     """What all streams of a shim share. The functions are asked anew for each request."""
 
@@ -23,8 +34,8 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True):
     find: Callable[[str], Server | None] = lambda _: None
     """The model server at an address that another picker named."""
 
-    transcodes: Callable[[], tuple[bool, str]] = lambda: (True, "")
-    """Whether OpenAI requests become gRPC for servers that speak it, and why."""
+    declared: Callable[[], Declared] = Declared
+    """What holds of the pool now."""
 
     models: Callable[[], bytes] | None = None
     """The body of `GET /v1/models`, for who wants it answered here."""

@@ -10,7 +10,7 @@ the response. The order of what is sent, and what may be sent when, is that of d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, Final, Literal, TypeAlias
 
@@ -31,7 +31,7 @@ from ._wire import (
     streamed_answers,
     trailers_answer,
 )
-from .gateway import Gateway
+from .gateway import Declared, Gateway
 from .picking import (
     DESTINATION,
     NoEndpointError,
@@ -63,14 +63,24 @@ class Processor:
 
     `receive` never raises on what the data plane, the client or the model server sends. After `is_over` nothing more is to be sent, and
     the host may close the stream; until then it must not. With `defers_over`, a request of more bytes than that is not decoded within
-    `receive`: `deferred` is true, and the host calls `prepare` (in a thread, if it likes), then `resume` for the answers.
+    `receive`: `deferred` is true, and the host calls `prepare` (in a thread, if it likes), then `resume` for the answers. `on_headers` is
+    called once the request's headers are known, before anything is made of them.
     """
 
-    def __init__(self, gateway: Gateway, *, own_id: str, created: int, defers_over: int | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        *,
+        own_id: str,
+        created: int,
+        defers_over: int | None = None,
+        on_headers: Callable[[Processor], None] | None = None,
+    ) -> None:
         self._gateway = gateway
         self._own_id = own_id
         self._created = created
         self._defers_over = defers_over
+        self._on_headers = on_headers
         self._request_mode = self._response_mode = FULL_DUPLEX
         self._is_first = True
         self._phase = _Phase.AWAIT_HEADERS
@@ -81,11 +91,15 @@ class Processor:
         self._sent = b""
         self._size = 0
         self._ended_by: _EndedBy = "body"
+        self._eligible: Sequence[Server] = ()
+        self._declared = Declared()
         self._offers: list[tuple[Server, Plan]] = []
         self._answer: Answer | None = None
         self._error: CodecError | None = None
         self._status = 0
         self._is_answer_complete = False
+        self.bytes_received = 0
+        """Of the model server's body."""
         self.deferred = False
         self.is_over = False
         self.mode = ""
@@ -96,7 +110,7 @@ class Processor:
         self.served = ""
         """The address that the data plane says has answered."""
         self.trace_headers: dict[str, str] = {}
-        """What the model server is told of the trace; the host may set it before the request is whole. Empty: what the client says."""
+        """What the model server is told of the trace instead of what the client says; for `on_headers` to set."""
 
     # What happened, for logs and metrics
 
@@ -114,6 +128,16 @@ class Processor:
     def usage(self) -> Usage:
         """Tokens so far."""
         return self._answer.usage if self._answer is not None else Usage()
+
+    @property
+    def bytes_sent(self) -> int:
+        """Of the body that the client gets."""
+        return self._answer.bytes_sent if self._answer is not None else 0
+
+    @property
+    def frames_received(self) -> int:
+        """gRPC messages from the model server."""
+        return self._answer.frames_received if self._answer is not None else 0
 
     @property
     def has_started(self) -> bool:
@@ -165,7 +189,7 @@ class Processor:
         return answers
 
     def prepare(self) -> None:
-        """Decode the request. It changes nothing that is shared, so that it may run in a thread."""
+        """Decode the request. It looks at nothing that changes elsewhere, so that it may run in a thread."""
         try:
             self._offers = self._make_offers()
         except CodecError as error:
@@ -200,6 +224,7 @@ class Processor:
         kind = message.WhichOneof("request")
         if kind == "response_body" and self._answer is not None:  # most are
             body = message.response_body
+            self.bytes_received += len(body.body)
             self._is_answer_complete = body.end_of_stream
             return self._answer.body(body.body, end=body.end_of_stream)
         if message.HasField("metadata_context"):
@@ -245,6 +270,8 @@ class Processor:
             return ()
         self._phase = _Phase.AWAIT_BODY
         self._fields = dict(decode_headers(headers.headers))
+        if self._on_headers is not None:
+            self._on_headers(self)
         self._is_grpc = is_grpc(self._fields.get("content-type", ""))
         if self.path == MODELS_PATH and self._gateway.models is not None and self.method in ("GET", "HEAD"):
             return self._models(self._gateway.models())
@@ -287,6 +314,9 @@ class Processor:
 
     def _complete(self, ended_by: _EndedBy) -> Answers:
         self._ended_by = ended_by
+        self._sent = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        self._eligible = self._find_eligible()
         if self._defers_over is not None and self._size > self._defers_over:
             self.deferred = True
             return ()
@@ -296,9 +326,6 @@ class Processor:
     def _make_offers(self) -> list[tuple[Server, Plan]]:
         """The model servers that may answer, with what to send to each. Raises what is wrong with the request if none may."""
         gateway = self._gateway
-        transcodes, why_not = gateway.transcodes()
-        self._sent = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body.clear()
         request = Incoming(
             method=self.method,
             path=self.path,
@@ -306,14 +333,14 @@ class Processor:
             body=self._sent,
             own_id=self._own_id,
             is_grpc=self._is_grpc,
-            transcodes=transcodes,
-            why_not=why_not,
+            transcodes=self._declared.transcodes,
+            why_not=self._declared.reason,
             forwarded=gateway.forwarded,
             timeout_s=gateway.timeout_s,
         )
         plans: dict[Any, Plan | RequestError] = {}
         offers = []
-        for server in self._eligible():
+        for server in self._eligible:
             kind = (server.transcoder, server.observer)
             if kind not in plans:
                 try:
@@ -327,7 +354,10 @@ class Processor:
             raise next(error for error in plans.values() if isinstance(error, RequestError))
         return offers
 
-    def _eligible(self) -> Sequence[Server]:
+    def _find_eligible(self) -> Sequence[Server]:
+        self._declared = self._gateway.declared()
+        if self._is_grpc and not self._declared.carries_grpc:
+            raise NoEndpointError(f"gRPC does not get to the model servers: {self._declared.reason}")
         if self._gateway.picker is not None:
             servers = self._gateway.servers()
             found = [server for server in servers if is_in_subset(server.address, self._subset)]
@@ -368,8 +398,10 @@ class Processor:
 
     def _send(self, plan: Plan, destination: str) -> Answers:
         """Headers, then the body, then what ended it: all that was held back."""
-        place = ((DESTINATION, destination),) if destination else ()
-        mutation = encode_mutation((*plan.set_headers, *place), plan.remove)
+        headers = {**self.trace_headers, **dict(plan.set_headers)}
+        if destination:
+            headers[DESTINATION] = destination
+        mutation = encode_mutation(headers.items(), (name for name in plan.remove if name not in headers))
         if self._request_mode == BUFFERED and self._ended_by == "body":
             first = buffered_answer("request", plan.body, mutation, reroute=True)
         else:

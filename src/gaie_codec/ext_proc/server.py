@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from .. import UsageError
 from .gateway import Gateway
@@ -38,37 +38,36 @@ _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _log = logging.getLogger("gaie_codec.ext_proc")
 
 
-class StreamObserver:
-    """What a host may want to know of each stream; this one does nothing. None of it may raise or wait."""
+class StreamObserver(Protocol):
+    """What a host learns of one stream. None of it may raise or wait."""
 
-    def opened(self, processor: Processor) -> None:
-        """The request's headers are there, and nothing is decoded yet."""
-
-    def routed(self, processor: Processor) -> None:
+    def routed(self) -> None:
         """A model server was picked."""
+        ...
 
-    def closed(self, processor: Processor, *, ttft_s: float | None, duration_s: float) -> None:
+    def closed(self, ttft_s: float | None, duration_s: float) -> None:
         """The stream is over. `ttft_s` is the time to the first byte of the answer's body, None if none went out."""
+        ...
 
 
 class ExtProcServer:
     """Serves `envoy.service.ext_proc.v3.ExternalProcessor`, and grpc.health.v1 beside it.
 
-    `request_timeout_s` is the deadline of a whole answer, None for none; `body_timeout_s` that between two pieces of a request. Health
-    knows the services "", "liveness", "readiness" and ext_proc's own; all but liveness are NOT_SERVING until `set_ready`, and again once
-    `drain` was called.
+    `observe` is called for each stream once the request's headers are there, and nothing is decoded yet. `request_timeout_s` is the
+    deadline of a whole answer, None for none; `body_timeout_s` that between two pieces of a request. Health knows the services "",
+    "liveness", "readiness" and ext_proc's own; all but liveness are NOT_SERVING until `set_ready`, and again once `drain` was called.
     """
 
     def __init__(
         self,
         gateway: Gateway,
         *,
-        observers: Iterable[StreamObserver] = (),
+        observe: Callable[[Processor], StreamObserver] | None = None,
         request_timeout_s: float | None = 600.0,
         body_timeout_s: float = 25.0,
     ) -> None:
         self._gateway = gateway
-        self._observers = tuple(observers)
+        self._observe = observe
         self._request_timeout_s = request_timeout_s
         self._body_timeout_s = body_timeout_s
         self._server: Any = None
@@ -123,8 +122,7 @@ class ExtProcServer:
             await self._health.set(service, status)
 
     async def _process(self, _: Any, context: Any) -> None:
-        processor = Processor(self._gateway, own_id=uuid.uuid4().hex, created=int(time.time()), defers_over=_MAX_INLINE_BYTES)
-        stream = _Stream(processor, context, self._observers, self._request_timeout_s, self._body_timeout_s)
+        stream = _Stream(self._gateway, context, self._observe, self._request_timeout_s, self._body_timeout_s)
         try:
             await stream.run()
         finally:
@@ -136,20 +134,26 @@ class _Stream:
 
     def __init__(
         self,
-        processor: Processor,
+        gateway: Gateway,
         context: Any,
-        observers: tuple[StreamObserver, ...],
+        observe: Callable[[Processor], StreamObserver] | None,
         request_timeout_s: float | None,
         body_timeout_s: float,
     ) -> None:
-        self._processor = processor
+        self._processor = Processor(
+            gateway, own_id=uuid.uuid4().hex, created=int(time.time()), defers_over=_MAX_INLINE_BYTES, on_headers=self._open
+        )
         self._context = context
-        self._observers = observers
+        self._observe = observe
+        self._observer: StreamObserver | None = None
         self._request_timeout_s = request_timeout_s
         self._body_timeout_s = body_timeout_s
         self._started_s = time.monotonic()
         self._ttft_s: float | None = None
-        self._is_open = False
+
+    def _open(self, processor: Processor) -> None:
+        if self._observe is not None:
+            self._observer = self._observe(processor)
 
     async def run(self) -> None:
         processor = self._processor
@@ -171,16 +175,13 @@ class _Stream:
             if message is grpc.aio.EOF:
                 return
             answers = processor.receive(message)
-            if not self._is_open and processor.headers:
-                self._is_open = True
-                self._tell(lambda observer: observer.opened(processor))
             if not is_routed:
                 if processor.deferred:
                     await asyncio.to_thread(processor.prepare)
                     answers = processor.resume()
                 is_routed = processor.plan is not None
-                if is_routed:
-                    self._tell(lambda observer: observer.routed(processor))
+                if is_routed and self._observer is not None:
+                    self._observer.routed()
                 self._reschedule(deadline, self._request_timeout_s if is_routed else self._body_timeout_s)
             await self._write(answers)
             if self._ttft_s is None and processor.has_started:
@@ -193,16 +194,12 @@ class _Stream:
         for answer in answers:
             await self._context.write(answer)
 
-    def _tell(self, what: Callable[[StreamObserver], None]) -> None:
-        for observer in self._observers:
-            what(observer)
-
     def close(self) -> None:
         """However it ended: Envoy is done, the client has left, or it was us."""
         processor = self._processor
         duration_s = time.monotonic() - self._started_s
-        if self._is_open:
-            self._tell(lambda observer: observer.closed(processor, ttft_s=self._ttft_s, duration_s=duration_s))
+        if self._observer is not None:
+            self._observer.closed(self._ttft_s, duration_s)
         _log_request(processor, self._ttft_s, duration_s)
 
 

@@ -1,0 +1,169 @@
+"""`gaie-codec ext-proc`, and what it is made of for who embeds it: live endpoints, a picker, a pool, metrics -> an ext_proc server.
+
+    def shortest_queue(request, candidates):
+        return sorted(candidates, key=lambda one: one.waiting + one.in_flight)
+
+    asyncio.run(run_ext_proc(listen="0.0.0.0:9002", endpoints=["10.0.0.7:50051"], picker=shortest_queue))
+
+Order of things: read what is configured, take the port, say so in one line, and be ready for streams as soon as one model server is, or
+after a moment without any (they get 503). SIGTERM and SIGINT turn readiness off, then end the streams within bounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from .. import UsageError
+from ..inferencepool import Override, WatchedPool, transcodes
+from ..openai import models
+from ..telemetry.loads import LoadsCollector
+from ..telemetry.metrics import Metrics, serve_metrics
+from ..telemetry.tracing import Tracing
+from ._accounting import Accounting, watch_loads
+from .endpoints import Endpoints, EndpointSpec, TranscoderOptions, decode_endpoint
+from .gateway import Declared, Gateway
+from .picking import Picker
+from .server import ExtProcServer
+
+# Long enough for model servers that are there to be asked; without one the data plane is told by 503.
+_SETTLE_S: Final = 3.0
+_SETTLE_STEP_S: Final = 0.05
+_STARTED: Final = int(time.time())
+
+_log = logging.getLogger("gaie_codec.ext_proc")
+
+
+async def run_ext_proc(
+    *,
+    listen: str = "127.0.0.1:9002",
+    endpoints: Iterable[str | EndpointSpec] = (),
+    endpoints_file: str | os.PathLike[str] | None = None,
+    picker: Picker | None,
+    dialect: str | None = None,
+    snapshot: str | None = None,
+    options: TranscoderOptions | None = None,
+    pool: str | os.PathLike[str] | None = None,
+    override: Override = "auto",
+    serves_models: bool = False,
+    fallbacks: int = 0,
+    forward_headers: Iterable[str] = (),
+    request_timeout_s: float | None = 600.0,
+    body_timeout_s: float = 25.0,
+    check_interval_s: float = 5.0,
+    loads_interval_s: float = 1.0,
+    drain_delay_s: float = 0.0,
+    shutdown_timeout_s: float = 30.0,
+    metrics_listen: str | None = None,
+    tls: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT. Prints `ready ext_proc=HOST:PORT` to stdout once it accepts streams; port 0 takes a free one.
+
+    `endpoints` and the lines of `endpoints_file` are `HOST:PORT[,dialect=D][,snapshot=S][,model=NAME]`. `picker` None only transcodes,
+    behind another endpoint picker; `dialect` and `snapshot` are then those of model servers that are not listed. `pool` is an InferencePool
+    manifest, `override` is above it. `tls` are the files of a private key and its certificate chain. `drain_delay_s` is how long streams
+    are still accepted after a signal, while readiness is off already. Raises UsageError with one line that says what is in the way.
+    """
+    specs = [decode_endpoint(one) if isinstance(one, str) else one for one in endpoints]
+    if not specs and endpoints_file is None and (picker is not None or dialect is None):
+        raise UsageError("no endpoint is given; one behind another endpoint picker needs at least a dialect")
+    watched = WatchedPool(pool) if pool is not None else None
+    keys = (Path(tls[0]).read_bytes(), Path(tls[1]).read_bytes()) if tls is not None else None
+    metrics = Metrics()
+    collector = LoadsCollector(stale_s=max(5.0, 3 * loads_interval_s))
+    metrics.registry.register(collector)
+    async with contextlib.AsyncExitStack() as stack:
+        live = await Endpoints.start(
+            specs,
+            path=endpoints_file,
+            options=options,
+            default_dialect=dialect if picker is None else None,
+            default_snapshot=snapshot if picker is None else None,
+            check_interval_s=check_interval_s,
+        )
+        stack.push_async_callback(live.close)
+        declared = _declared(live, watched, override, speaks_by_default=dialect is not None and dialect != "http")
+        declared()  # an override that cannot be is told now
+        gateway = Gateway(
+            servers=live.ready,
+            find=lambda address: endpoint if (endpoint := live.for_address(address)).is_known else None,
+            picker=picker,
+            declared=declared,
+            models=(lambda: _models(live)) if serves_models else None,
+            fallbacks=fallbacks,
+            forwarded=frozenset(name.lower() for name in forward_headers),
+            timeout_s=request_timeout_s,
+            limits=(options or TranscoderOptions()).limits,
+        )
+        tracing = Tracing()
+        server = ExtProcServer(
+            gateway,
+            observe=lambda processor: Accounting(processor, live, metrics, tracing),
+            request_timeout_s=request_timeout_s,
+            body_timeout_s=body_timeout_s,
+        )
+        if metrics_listen is not None:
+            stack.callback(serve_metrics(metrics_listen, metrics.registry).close)
+        port = await server.start(listen, tls=keys)
+        stack.push_async_callback(server.stop, shutdown_timeout_s)
+        asking = asyncio.create_task(watch_loads(live, collector, loads_interval_s))
+        stack.callback(asking.cancel)
+        with _signals() as stopping:
+            await _settle(live, stopping)
+            await server.set_ready()
+            sys.stdout.write(f"ready ext_proc={listen.rpartition(':')[0]}:{port}\n")
+            sys.stdout.flush()
+            await stopping.wait()
+            await server.drain()
+            _log.info("draining")
+            with contextlib.suppress(TimeoutError):  # a second signal ends the wait
+                stopping.clear()
+                await asyncio.wait_for(stopping.wait(), drain_delay_s)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """Set by SIGTERM and SIGINT."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        yield stopping
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+async def _settle(live: Endpoints, stopping: asyncio.Event) -> None:
+    give_up = time.monotonic() + _SETTLE_S
+    while any(not endpoint.is_ready for endpoint in live) and time.monotonic() < give_up and not stopping.is_set():
+        await asyncio.sleep(_SETTLE_STEP_S)
+
+
+def _declared(live: Endpoints, watched: WatchedPool | None, override: Override, *, speaks_by_default: bool) -> Callable[[], Declared]:
+    def declared() -> Declared:
+        pool = watched.current() if watched is not None else None
+        speaks_grpc = speaks_by_default or any(endpoint.spec.dialect != "http" for endpoint in live)
+        carries_grpc = pool is None or pool.app_protocol != "http" or override == "transcode"
+        return Declared(*transcodes(pool, speaks_grpc=speaks_grpc, override=override), carries_grpc)
+
+    return declared
+
+
+def _models(live: Endpoints) -> bytes:
+    entries = []
+    for endpoint in live.ready():
+        model = endpoint.model
+        adapters = endpoint.transcoder.lora_models if endpoint.transcoder is not None else ()
+        entries += models.model_entries(model.names, created=_STARTED, max_model_len=model.max_model_len, adapters=adapters)
+    return models.encode_model_list(entries)
