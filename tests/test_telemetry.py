@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -440,11 +440,11 @@ def test_a_trace_that_is_not_sampled_goes_on_unsampled():
     assert handle.headers["traceparent"] != TRACEPARENT
 
 
-@pytest.mark.parametrize("is_installed", [True, False])
-def test_without_an_sdk_the_clients_context_passes_unchanged(is_installed, monkeypatch):
+@pytest.mark.parametrize(("is_installed", "tracer_provider"), [(True, None), (True, NoOpTracerProvider()), (False, None)])
+def test_without_an_sdk_the_clients_context_passes_unchanged(is_installed, tracer_provider, monkeypatch):
     monkeypatch.setattr(tracing, "IS_AVAILABLE", is_installed)
     for headers in ({"traceparent": TRACEPARENT, "tracestate": "a=b, c=d"}, {"traceparent": "nonsense"}, {}):
-        handle = Tracing().start("POST", CHAT, headers)
+        handle = Tracing(tracer_provider).start("POST", CHAT, headers)
         assert handle.headers == headers
         handle.end(RequestRecord(mode=MODE))
 
