@@ -380,7 +380,7 @@ def test_a_body_of_many_megabytes_passes_both_ways(
                 mutation(response.request_headers.response.header_mutation, {"transfer-encoding": "chunked"})
             await write(response)
 
-    content = os.urandom(10_000_000)
+    content = os.urandom(20_000_000)  # above the HTTP/2 window that Envoy gives by itself
     process = echo if mode == "full-duplex" else buffered
     envoy = start_envoy(ext_proc=start_ext_proc(process).address, upstream=http_server, upstream_protocol="http", body_mode=mode)
     with httpx.Client(timeout=60, **versions) as client:
