@@ -39,7 +39,7 @@ class Envoy:
     """Envoy with the generator's config, ready once constructed.
 
     Keywords are those of `envoy_config`; `listen` and `admin` are free ports of the loopback unless given. `change` may edit the config.
-    Envoy dies with the thread that starts it, so this has to be one that lives on: the test's own.
+    It is the binary itself, not the package's launcher, whose Envoy ends with the thread that started it: `stop` is what ends this one.
     """
 
     def __init__(self, directory: Path, *, change: Callable[[Settings], None] | None = None, **options: Any) -> None:
