@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,9 +16,9 @@ from typing import Any, NamedTuple
 
 import pytest
 from harness import Envoy
-from test_e2e import SimThread
 
 from gaie_codec import ModelInfo
+from test_e2e import SimThread
 
 WAIT_S = 20
 COMMAND = ("-m", "gaie_codec.cli", "ext-proc")
@@ -176,3 +179,53 @@ def events_of(text: str) -> list[str]:
     """The data of each server-sent event."""
     assert text.endswith("\n\n"), "cut off amid an event"
     return [event.removeprefix("data: ") for event in text.removesuffix("\n\n").split("\n\n")]
+
+
+class Proxy:
+    """Passes TCP connections on to a port, until they are cut off with a reset."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:
+                    near.close()
+                    continue
+                self._sockets += [near, far]
+                for one in (near, far):
+                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for one in (source, sink):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Reset all connections; new ones are accepted."""
+        cut, self._sockets = self._sockets, []
+        for one in cut:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            # Reading threads hold the socket open: the reset comes once they have let go.
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RD)
+            one.close()
+
+    def stop(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()

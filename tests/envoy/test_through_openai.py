@@ -11,9 +11,9 @@ import httpx
 import openai
 import pytest
 from stack import Stack, events_of, make_sim, stack_of, wait_until
-from test_e2e import RAISED, TARGETS, Target, ask, connect, count_aborted, encode, stream_text
 
 from gaie_codec import snapshots
+from test_e2e import RAISED, TARGETS, Target, ask, connect, count_aborted, encode, stream_text
 
 NEWEST = [target for target in TARGETS if target.snapshot == snapshots.load(target.dialect).name]
 """Each dialect, and sglang.runtime both ways."""
