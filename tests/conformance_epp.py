@@ -18,12 +18,12 @@ KEY = "x-gateway-destination-endpoint"
 HEALTH = {"liveness": 1, "readiness": 1, "envoy.service.ext_proc.v3.ExternalProcessor": 1}
 
 
-class Abort(Exception):  # noqa: N818
+class Abort(Exception):
     def __init__(self, code: grpc.StatusCode) -> None:
         self.code = code
 
 
-class Silent(Exception):  # noqa: N818
+class Silent(Exception):
     """From now on nothing is answered."""
 
 
@@ -158,10 +158,11 @@ class GoodEpp(grpc.GenericRpcHandler):
 
 
 @contextlib.asynccontextmanager
-async def serving(epp: grpc.GenericRpcHandler) -> AsyncIterator[str]:
+async def serving(epp: grpc.GenericRpcHandler, *, tls: tuple[bytes, bytes] | None = None) -> AsyncIterator[str]:
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     server.add_generic_rpc_handlers((epp,))
-    port = server.add_insecure_port("127.0.0.1:0")
+    credentials = grpc.ssl_server_credentials([tls]) if tls is not None else None
+    port = server.add_secure_port("127.0.0.1:0", credentials) if credentials else server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
-import ssl
+import socket
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import grpc
-import msgspec
 import pytest
-from click.testing import CliRunner
-from conformance_epp import HEALTH, KEY, POOL, Abort, GoodEpp, Silent, Stream, body, header, immediate, serving
 
-from gaie_codec import BodyChunk, CodecError, MalformedRequestError, ResponseHead, Transcoder, UsageError, adapters, snapshots
+from conformance_epp import HEALTH, KEY, POOL, Abort, GoodEpp, Silent, Stream, body, header, immediate, serving
+from gaie_codec import BodyChunk, MalformedRequestError, ResponseHead, Transcoder, UsageError, adapters, snapshots
 from gaie_codec.adapters import DIALECTS
-from gaie_codec.cli._commands import cli
-from gaie_codec.conformance import RULES, HealthAnswer, Line, RuleOutcome, StreamEnd, StreamStart, Transcript, check, decode_transcript
-from gaie_codec.conformance import encode_line as encode
+from gaie_codec.cli import main
+from gaie_codec.conformance import RULES, Line, RuleOutcome, StreamEnd, StreamStart, Transcript, check, decode_transcript, encode_line
 from gaie_codec.conformance.addresses import normal, split
 from gaie_codec.conformance.answers import answer
-from gaie_codec.conformance.driver import Options, run
+from gaie_codec.conformance.driver import Options, drive
 from gaie_codec.conformance.exchange import Exchange
 from gaie_codec.conformance.transcript import brief
 from gaie_codec.ext_proc.messages import ProcessingRequest, ProcessingResponse
@@ -38,10 +39,8 @@ def driven(epp: GoodEpp, **options: Any) -> Transcript:
     """What is said between the checker and an EPP that runs in this process."""
 
     async def main() -> Transcript:
-        from gaie_codec.conformance.driver import drive
-
         async with serving(epp) as address:
-            given = {"ext_proc": address, "endpoints": POOL, "timeout_s": 0.4} | options
+            given = {"ext_proc": address, "endpoints": POOL, "timeout_s": 0.25} | options
             return await drive(Options(**given))
 
     return asyncio.run(main())
@@ -373,6 +372,7 @@ BROKEN: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("P2", "a body instead of a stream", {"doctor": every("response_body", unstreamed)}, {}),
     ("P2", "the answer is held back", {"doctor": held_back}, {}),
     ("P2", "the request loses its middle", {"doctor": on("request_body", torn)}, {}),
+    ("P2", "502 for a good answer", {"doctor": on("response_body", lambda *_: [immediate(502)])}, {}),
     ("P3", "no metadata", {"doctor": every("request_headers", drops_metadata)}, {}),
     ("P3", "no header", {"doctor": every("request_headers", drops_header)}, {}),
     ("P3", "all is refused", {"doctor": refusing(404)}, {}),
@@ -463,5 +463,330 @@ def test_a_doctored_epp_is_red(rule, how, epp, options):
             assert json.loads(fault.message)
 
 
+def test_an_epp_that_says_nothing_passes_nothing_but_health():
+    transcript = driven(GoodEpp(silent(lambda *_: True)), timeout_s=0.1)
+    outcomes = check(transcript, pool=POOL)
+    assert {outcome.id for outcome in outcomes if outcome.outcome == "pass"} == {"P14", "G19"}
+    assert {"P1", "P3", "P11"} <= {outcome.id for outcome in outcomes if outcome.outcome == "fail"}
+    assert sum(line.end is not None for line in transcript) == 5
+
+
 def test_every_rule_that_can_be_judged_is_broken_once():
     assert {rule for rule, *_ in BROKEN} == {rule.id for rule in RULES if rule.judge is not None}
+
+
+# Transcripts.
+
+
+def lines(transcript: Transcript) -> list[bytes]:
+    return [encode_line(line) for line in transcript]
+
+
+def test_a_recording_is_judged_as_the_run_was(good):
+    assert check(decode_transcript(lines(good)), pool=POOL) == check(good, pool=POOL)
+
+
+def test_a_recording_of_a_bad_run_names_the_same_messages():
+    transcript = driven(GoodEpp(setting(":authority")))
+    assert check(decode_transcript(lines(transcript)), pool=POOL) == check(transcript, pool=POOL)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"{", "truncated"),
+        (b"[]", "object"),
+        (b"\xff", "transcript line 2"),
+        (b'{"stream": "a"}', "is none"),
+        (b'{"stream": "a", "from": "epp", "message": {}, "end": {"by": "epp"}}', "message and end"),
+        (b'{"from": "epp", "message": {}}', "no stream is named"),
+        (b'{"stream": "a", "health": {"service": "liveness", "status": "SERVING"}}', "belong to no stream"),
+        (b'{"stream": "a", "message": {}}', "from whom"),
+        (b'{"stream": "a", "from": "client", "message": {}}', "client"),
+        (b'{"stream": "a", "from": "epp", "message": {"requestBody": {"response": 1}}}', "transcript line 2"),
+        (b'{"stream": "a", "start": {"expects": "everything"}}', "everything"),
+        (b'{"stream": "a", "says": 1}', "says"),
+        (b"[" * 100_000, "transcript line 2"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(line, says):
+    with pytest.raises(MalformedRequestError, match="transcript line 2") as caught:
+        decode_transcript([b"\n", line])
+    assert says in str(caught.value)
+
+
+def test_envoys_own_json_is_read():
+    said = {"futureField": 1, "immediateResponse": {"status": {"code": "ServiceUnavailable"}}}
+    (line,) = decode_transcript([json.dumps({"stream": "a", "from": "epp", "message": said}).encode()])
+    assert line.message.immediate_response.status.code == 503
+
+
+def test_what_is_shown_has_header_values_but_no_bodies_and_no_credentials():
+    message = ProcessingRequest(
+        request_headers={"headers": {"headers": [{"key": "Authorization", "value": "Bearer abc"}, {"key": ":path", "raw_value": b"/v1"}]}}
+    )
+    assert brief(message) == '{"request_headers":{"headers":{"Authorization":"<10 characters>",":path":"/v1"}}}'
+    assert brief(body("request", b"secret", end=True)) == (
+        '{"request_body":{"response":{"body_mutation":{"streamed_response":{"body":"<6 bytes>","end_of_stream":true}}}}}'
+    )
+
+
+def recorded(*messages: tuple[str, dict[str, Any]], end: StreamEnd | None = None, start: StreamStart | None = None) -> Transcript:
+    classes = {"envoy": ProcessingRequest, "epp": ProcessingResponse}
+    said = [Line(stream="s", sender=sender, message=classes[sender](**fields)) for sender, fields in messages]  # type: ignore[arg-type]
+    told = [Line(stream="s", start=start)] if start is not None else []
+    return (*told, *said, *([Line(stream="s", end=end)] if end is not None else []))
+
+
+HEAD = ("envoy", {"request_headers": {"headers": {"headers": [{"key": ":path", "value": "/v1/chat/completions"}]}}})
+END = ("envoy", {"request_body": {"body": b"{}", "end_of_stream": True}})
+PICKED = ("epp", {"request_headers": {"response": {"header_mutation": {"set_headers": [header(KEY, POOL[0])]}}}})
+
+
+def test_a_data_plane_that_reports_another_endpoint_is_told_so():
+    response = ProcessingRequest(response_headers={})
+    response.metadata_context.filter_metadata["envoy.lb"].update({f"{KEY}-served": "10.9.9.9:1"})
+    transcript = (*recorded(HEAD, END, PICKED), Line(stream="s", sender="envoy", message=response))
+    assert "10.9.9.9:1" in failed(transcript)["P12"].reason
+
+
+def test_a_client_that_goes_away_is_not_the_epps_fault():
+    transcript = recorded(HEAD, END, end=StreamEnd(by="envoy", status="CANCELLED"))
+    assert not failed(transcript)
+
+
+def test_real_traffic_may_be_refused_for_reasons_of_its_own():
+    transcript = recorded(HEAD, END, ("epp", {"immediate_response": {"status": {"code": 400}}}), end=StreamEnd(by="epp"))
+    assert not failed(transcript)
+    assert "P3" in skipped(transcript)
+
+
+def test_rules_of_full_duplex_are_not_for_buffered_bodies():
+    head = ("envoy", {**HEAD[1], "protocol_config": {"request_body_mode": 2, "response_body_mode": 2}})
+    answered = ("epp", {"request_body": {"response": {}}})
+    transcript = recorded(head, END, PICKED, answered, end=StreamEnd(by="envoy", status="CANCELLED"))
+    assert {"P2", "E2", "G13"} & set(failed(transcript)) == set()
+    assert "G13" in failed(recorded(HEAD, END, PICKED, answered, end=StreamEnd(by="envoy", status="CANCELLED")))
+
+
+def test_an_empty_transcript_says_nothing():
+    assert {outcome.outcome for outcome in check(())} == {"skipped"}
+
+
+def test_a_pool_of_something_else_is_refused_by_name():
+    with pytest.raises(UsageError, match="endpoint model-server:80"):
+        check((), pool=["model-server:80"])
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("10.0.0.1:80", ("10.0.0.1", 80)),
+        ("[FD00:0::1]:65535", ("fd00::1", 65535)),
+        ("fd00::1:80", None),
+        ("[10.0.0.1]:80", None),
+        ("10.0.0.1", None),
+        ("10.0.0.1:65536", None),
+        ("10.0.0.256:80", None),
+        (" 10.0.0.1:80", None),
+        ("", None),
+    ],
+)
+def test_endpoints_are_ip_and_port(text, parts):
+    assert split(text) == parts
+
+
+def test_two_ways_to_write_an_endpoint_are_one():
+    assert normal("[FD00:0::1]:80") == normal(" [fd00::1]:80") == "[fd00::1]:80"
+    assert normal(" what: ever ") == "what: ever"
+
+
+# What is answered to an EPP that transcodes.
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 16}
+
+
+def transcoded(dialect: str, kind: str, **fields: Any) -> tuple[int, bytes, Any]:
+    """The status and body that a client gets of an answer of that kind, by our own transcoder in the place of an EPP."""
+    transcoder = Transcoder(dialect, tokenizer=load_tokenizer("builtin"))
+    call = transcoder.request("POST", "/v1/chat/completions", {}, json.dumps(CHAT | fields).encode(), request_id="r")
+    sets = [header(":path", call.path), header("content-type", "application/grpc")]
+    transcript = recorded(
+        HEAD,
+        END,
+        ("epp", {"request_headers": {"response": {"header_mutation": {"set_headers": sets}}}}),
+        ("epp", {"request_body": {"response": {"body_mutation": {"streamed_response": {"body": call.frame, "end_of_stream": True}}}}}),
+    )
+    exchange = Exchange("s", list(enumerate(transcript)))
+    reply = answer(kind, exchange, adapters.get(snapshots.load("vllm.engine")))  # type: ignore[arg-type]
+    response = call.response(created=1)
+    outputs = list(response.receive_headers(reply.headers))
+    for piece in reply.body:
+        outputs += response.receive_data(piece)
+    outputs += response.receive_trailers(reply.trailers) if reply.trailers is not None else response.receive_eof()
+    head = next(out for out in outputs if isinstance(out, ResponseHead))
+    return head.status, b"".join(out.data for out in outputs if isinstance(out, BodyChunk)), response.error
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_answer_is_in_the_dialect_that_the_epp_speaks(dialect):
+    status, text, error = transcoded(dialect, "unary")
+    assert (status, error) == (200, None)
+    assert json.loads(text)["choices"][0]["finish_reason"] == "stop"
+    for kind in ("stream", "odd_cuts"):
+        status, text, error = transcoded(dialect, kind, stream=True, stream_options={"include_usage": True})
+        assert (status, error) == (200, None)
+        assert b'"usage":{' in text
+        assert text.endswith(b"data: [DONE]\n\n")
+    assert transcoded(dialect, "head_alone")[0] == 503
+    assert transcoded(dialect, "local_reply")[0] >= 500
+    assert len(transcoded(dialect, "large")[1]) > 62_000
+    assert transcoded(dialect, "cut_short")[0] >= 500
+
+
+# The driver, and the command.
+
+
+def cli_run(*args: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["gaie-codec", "conformance", *args]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    return int(ended.value.code or 0), out.getvalue(), err.getvalue()
+
+
+class Running:
+    """An EPP that runs in a thread of its own, as the command has a loop of its own."""
+
+    def __init__(self, epp: GoodEpp, tls: tuple[bytes, bytes] | None = None) -> None:
+        self._epp = epp
+        self._tls = tls
+
+    def __enter__(self) -> str:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._context = serving(self._epp, tls=self._tls)
+        return asyncio.run_coroutine_threadsafe(self._context.__aenter__(), self._loop).result(10)
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._context.__aexit__(None, None, None), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+POOL_ARGS = [word for endpoint in POOL for word in ("--endpoint", endpoint)]
+
+
+def test_the_command_is_green_records_and_reads_its_recording(tmp_path):
+    file = tmp_path / "recording.jsonl"
+    with Running(GoodEpp()) as address:
+        code, out, _ = cli_run("--ext-proc", address, *POOL_ARGS, "--record", str(file), "--header", "x-one: 1", "--model", "m1")
+    assert code == 0
+    assert "P3   pass     endpoint in header and in dynamic metadata" in out
+    assert "0 failed" in out.splitlines()[-1]
+    again, replayed, _ = cli_run("--transcript", str(file), *POOL_ARGS)
+    assert again == 0
+    assert replayed.splitlines()[:-1] == out.splitlines()[:-1]
+    first = json.loads(file.read_text().splitlines()[1])
+    assert {"key": "x-one", "rawValue": "MQ=="} in first["message"]["requestHeaders"]["headers"]["headers"]
+
+
+def test_the_command_shows_the_message_that_broke_a_rule():
+    with Running(GoodEpp(setting("x-envoy-mine"))) as address:
+        code, out, _ = cli_run("--ext-proc", address)
+        json_code, report, _ = cli_run("--ext-proc", address, "--format", "json")
+    assert code == json_code == 1
+    lines = out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("E5   fail"))
+    assert lines[at + 2].strip() == "sets x-envoy-mine, which is Envoy's own"
+    assert "stream 'chat', message 4 from epp: {" in lines[at + 3]
+    (rule,) = [rule for rule in json.loads(report)["rules"] if rule["id"] == "E5"]
+    assert rule["outcome"] == "fail"
+    assert rule["faults"][0]["stream"] == "chat"
+
+
+def test_an_empty_and_a_saturated_pool_are_tried_on_demand():
+    with Running(GoodEpp(pool=())) as address:
+        code, out, _ = cli_run("--ext-proc", address, "--expect-no-endpoint")
+    assert code == 0
+    assert "P9   pass" in out
+    with Running(GoodEpp(refusing(429))) as address:
+        code, out, _ = cli_run("--ext-proc", address, "--expect-shed")
+    assert code == 0
+    assert "P10  pass" in out
+    with Running(GoodEpp()) as address:
+        for option, rule in (("--expect-no-endpoint", "P9"), ("--expect-shed", "P10")):
+            code, out, _ = cli_run("--ext-proc", address, option)
+            assert code == 1
+            assert f"{rule:4} fail" in out
+
+
+def test_health_may_be_elsewhere():
+    with Running(GoodEpp(health={"liveness": 2}.get)) as wrong, Running(GoodEpp()) as address:
+        assert cli_run("--ext-proc", address, *POOL_ARGS, "--health", wrong)[0] == 1
+
+
+def test_an_epp_behind_tls_is_driven_whatever_its_certificate(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ["-subj", "/O=Inference Ext"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate), *subject]
+    subprocess.run(command, check=True, capture_output=True)
+    with Running(GoodEpp(), tls=(key.read_bytes(), certificate.read_bytes())) as address:
+        assert cli_run("--ext-proc", address, *POOL_ARGS, "--tls")[0] == 0
+        code, _, err = cli_run("--ext-proc", address, "--timeout", "1")
+        assert code == 2
+        assert "TLS" in err
+    code, _, err = cli_run("--ext-proc", address, "--tls", "--timeout", "1")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+
+
+def test_where_there_is_no_epp_the_status_is_2():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        code, out, err = cli_run("--ext-proc", address, "--timeout", "1")
+    assert (code, out) == (2, "")
+    assert address in err
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ((), "--ext-proc and --transcript"),
+        (("--ext-proc", "localhost"), "HOST:PORT"),
+        (("--ext-proc", "localhost:99999"), "HOST:PORT"),
+        (("--ext-proc", "localhost:1", "--health", "x"), "health x"),
+        (("--ext-proc", "localhost:1", "--endpoint", "model:80"), "endpoint model:80"),
+        (("--ext-proc", "localhost:1", "--header", "x"), "NAME:VALUE"),
+        (("--ext-proc", "localhost:1", "--header", "a b:x"), "no name"),
+        (("--ext-proc", "localhost:1", "--expect-shed", "--expect-no-endpoint"), "exclude"),
+        (("--ext-proc", "localhost:1", "--snapshot", "none"), "snapshot"),
+        (("--transcript", "/no/such/file"), "No such file"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_a_line(args, says):
+    code, _, err = cli_run(*args)
+    assert code == 2
+    assert says in err
+
+
+def test_recordings_that_say_nothing_or_nothing_readable_are_refused(tmp_path):
+    file = tmp_path / "recording.jsonl"
+    file.write_bytes(b"\n")
+    assert cli_run("--transcript", str(file))[0] == 2
+    file.write_bytes(b'{"stream": "a", "start": {}}\nnonsense\n')
+    code, _, err = cli_run("--transcript", str(file))
+    assert code == 2
+    assert "transcript line 2" in err
+
+
+def test_a_pool_that_is_not_told_is_learned_from_the_first_answers():
+    transcript = driven(GoodEpp(pool=POOL[1:2]), endpoints=(), timeout_s=10.0)
+    assert f"subset of {POOL[1]}" in {line.stream for line in transcript}

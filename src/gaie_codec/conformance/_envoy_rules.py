@@ -93,7 +93,7 @@ def _may_end_twice(exchange: Exchange) -> bool:
 
 def _ends_once(exchange: Exchange) -> Fault | None:
     if exchange.immediate is not None:
-        later = [entry for entry in exchange.entries if entry.sender == "epp" and entry.number > exchange.immediate.number]
+        later = [entry for entry in exchange.answers if entry.number > exchange.immediate.number]
         return exchange.fault(f"{later[0].kind or 'a message'} after an ImmediateResponse", later[0]) if later else None
     return second_end(exchange)
 
@@ -107,7 +107,7 @@ def second_end(exchange: Exchange) -> Fault | None:
 
 
 def _changes(exchange: Exchange) -> bool:
-    return any(entry.sender == "epp" and mutation_of(entry) is not None for entry in exchange.entries)
+    return any(mutation_of(entry) is not None for entry in exchange.answers)
 
 
 def _allowed(exchange: Exchange) -> Fault | None:
@@ -141,7 +141,7 @@ def _forbidden(half: Half, option: Any) -> str | None:
 ENVOY_RULES: Final = tuple(
     Rule(id=id, title=title, source="Envoy, processing_mode.proto and external_processor.proto", judge=judge, unseen=unseen)
     for id, title, judge, unseen in (
-        ("E1", "headers, body, trailers, in this order", each(lambda exchange: exchange.entries, _in_order), "there is no message"),
+        ("E1", "headers, body, trailers, in this order", each(lambda exchange: exchange.answers, _in_order), "nothing came from the EPP"),
         ("E2", "end of stream is mirrored, and trailers end what has trailers", each(_has_bodies, _mirrors_end), "no body was answered"),
         ("E3", "body messages below 64 KB", each(_is_large, _in_chunks), "no large body went on"),
         (

@@ -30,8 +30,8 @@ def _repeats_large_end(exchange: Exchange) -> bool:
 
 
 def _overrides_mode(exchange: Exchange) -> Fault | None:
-    for entry in exchange.entries:
-        if entry.sender == "epp" and entry.message.HasField("mode_override"):
+    for entry in exchange.answers:
+        if entry.message.HasField("mode_override"):
             mode = entry.message.mode_override
             if ProcessingMode.FULL_DUPLEX_STREAMED in (mode.request_body_mode, mode.response_body_mode):
                 return exchange.fault("mode_override to FULL_DUPLEX_STREAMED, with which Envoy drops the first body message", entry)
@@ -116,14 +116,18 @@ def _events_arrive(exchange: Exchange) -> Fault | None:
     return exchange.fault(f"the event stream lost {lost[0].decode()}: {came}", last)
 
 
-def _has_query(exchange: Exchange) -> bool:
+def _has_query(exchange: Exchange, _: Evidence) -> bool:
     return "?" in exchange.request.headers.get(":path", "")
 
 
-def _query_is_no_matter(exchange: Exchange) -> Fault | None:
-    if exchange.refusal is not None and exchange.start.expects == "endpoint":
-        return exchange.fault(f"refused with {exchange.refusal.part.status.code} for its query", exchange.refusal)
-    return exchange.unfinished()
+def _query_is_no_matter(exchange: Exchange, evidence: Evidence) -> Fault | None:
+    if exchange.refusal is None:
+        return exchange.unfinished()
+    path = exchange.request.headers[":path"].partition("?")[0]
+    like = (other for other in evidence.exchanges if other.request.headers.get(":path") == path and other.subset is None)
+    if exchange.start.expects == "endpoint" and any(other.picked for other in like):
+        return exchange.fault(f"refused with {exchange.refusal.part.status.code}; without the query it is not", exchange.refusal)
+    return None
 
 
 def _overstates_frame(exchange: Exchange) -> bool:
@@ -163,7 +167,7 @@ def _core_takes_it(exchange: Exchange) -> Fault | None:
 
 def _shares_address(exchange: Exchange, evidence: Evidence) -> bool:
     """The subset has the address of an endpoint of the pool, with another port."""
-    asked = exchange.subset_list or ()
+    asked = exchange.subset_list or () if exchange.answers else ()
     hosts = {parts[0] for parts in map(split, evidence.known) if parts is not None}
     return any(endpoint not in evidence.known and (parts := split(endpoint)) is not None and parts[0] in hosts for endpoint in asked)
 
@@ -218,8 +222,8 @@ _TABLE: Final = (
         "G4",
         "no mode_override to full duplex",
         "envoy #40340",
-        each(lambda exchange: exchange.entries, _overrides_mode),
-        "there is no message",
+        each(lambda exchange: exchange.answers, _overrides_mode),
+        "nothing came from the EPP",
     ),
     (
         "G5",
@@ -237,7 +241,7 @@ _TABLE: Final = (
         "no gRPC call failed so",
     ),
     ("G8", "usage and [DONE] in odd cuts", "GAIE #2026", each(_streams_events, _events_arrive), "no event stream was answered to its end"),
-    ("G9", ":path with a query", "llm-d #1585", each(_has_query, _query_is_no_matter), "no path had a query"),
+    ("G9", ":path with a query", "llm-d #1585", each_in(_has_query, _query_is_no_matter), "no path had a query"),
     ("G10", "a gRPC frame that says 4 GB", "llm-d #1916", each(_overstates_frame, _unfinished), "no such frame was sent"),
     (
         "G11",
@@ -279,7 +283,7 @@ _TABLE: Final = (
         "G17",
         "a subset that is text",
         "llm-d candidates.go",
-        each(lambda exchange: isinstance(exchange.subset, str), outside_subset),
+        each(lambda exchange: isinstance(exchange.subset, str) and exchange.answers, outside_subset),
         "no subset was text",
     ),
     (

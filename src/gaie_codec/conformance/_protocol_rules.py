@@ -46,6 +46,10 @@ def _refuses_with(exchange: Exchange, status: int, why: str) -> Fault | None:
     return exchange.unfinished() or exchange.fault(f"{why}: ImmediateResponse {status} is due, nothing came")
 
 
+def _is_there(exchange: Exchange) -> bool:
+    return exchange.end is not None or bool(exchange.answers)
+
+
 def _serves(exchange: Exchange) -> Fault | None:
     if _ended(exchange, "UNIMPLEMENTED"):
         return exchange.fault(f"no such service or method: UNIMPLEMENTED ({exchange.end.details if exchange.end else ''})")
@@ -57,7 +61,7 @@ def _streams(exchange: Exchange) -> Fault | None:
         for entry in half.bodies_out:
             if not half.is_replaced and entry.part.response.body_mutation.WhichOneof("mutation") != "streamed_response":
                 return exchange.fault("a body is answered without streamed_response", entry)
-    return _torn(exchange) or _held_back(exchange)
+    return _torn(exchange) or _spoiled(exchange) or _held_back(exchange)
 
 
 def _torn(exchange: Exchange) -> Fault | None:
@@ -70,6 +74,18 @@ def _torn(exchange: Exchange) -> Fault | None:
     last = request.bodies_out[-1] if request.bodies_out else request.answer
     sizes = f"{len(request.body_in)} bytes came, {len(request.body_out)} go on"
     return exchange.fault(f"the request body is JSON no longer: {sizes}", last)
+
+
+def _spoiled(exchange: Exchange) -> Fault | None:
+    """A good answer that the EPP puts an error in the place of. In recordings that may be an eviction."""
+    if exchange.immediate is None or exchange.refusal is not None or exchange.start.expects != "endpoint" or not exchange.is_plain:
+        return None
+    status = exchange.immediate.part.status.code
+    return (
+        exchange.fault(f"a good answer of the model server became an ImmediateResponse {status}", exchange.immediate)
+        if status >= 400
+        else None
+    )
 
 
 def _is_json(body: bytes) -> bool:
@@ -142,7 +158,7 @@ def outside_subset(exchange: Exchange) -> Fault | None:
 def _in_subset(exchange: Exchange) -> Fault | None:
     if exchange.start.expects == "endpoint" and exchange.refusal is not None:
         return exchange.fault(f"the subset {exchange.subset!r} names an endpoint of the pool", exchange.refusal)
-    return outside_subset(exchange)
+    return outside_subset(exchange) or exchange.unfinished()
 
 
 def _none_eligible(exchange: Exchange, evidence: Evidence) -> bool:
@@ -163,7 +179,7 @@ def _reason(exchange: Exchange) -> str:
 
 
 def _lacks_endpoint(exchange: Exchange) -> bool:
-    if exchange.subset is not None or exchange.response.head is not None:
+    if exchange.subset is not None:
         return False
     return exchange.start.expects == "503" or _status(exchange) == 503 or _reason(exchange) == _NO_ENDPOINTS
 
@@ -183,8 +199,12 @@ def _is_shed(exchange: Exchange) -> bool:
     return exchange.request.answer is None and _ended(exchange, "RESOURCE_EXHAUSTED")
 
 
-def _answers_the_request(exchange: Exchange) -> bool:
-    return exchange.request.answer is not None or exchange.refusal is not None or _ended(exchange, "OK")
+def _is_answered(exchange: Exchange) -> bool:
+    return exchange.request.answer is not None or exchange.refusal is not None
+
+
+def _had_its_chance(exchange: Exchange) -> bool:
+    return _is_answered(exchange) or _ended(exchange, "OK") or exchange.hung
 
 
 def _never_without(exchange: Exchange) -> Fault | None:
@@ -227,7 +247,7 @@ def _keeps_apart(exchange: Exchange, evidence: Evidence) -> Fault | None:
 
 
 def _in_parallel(exchange: Exchange, evidence: Evidence) -> bool:
-    return bool(exchange.subset_list) and bool(evidence.overlapping(exchange))
+    return bool(exchange.subset_list) and _is_answered(exchange) and bool(evidence.overlapping(exchange))
 
 
 def _health(evidence: Evidence) -> Iterable[Fault] | None:
@@ -243,7 +263,8 @@ def _health(evidence: Evidence) -> Iterable[Fault] | None:
 
 
 def _has_bodies(exchange: Exchange) -> bool:
-    return exchange.is_full_duplex and any(half.bodies_out for half in exchange.halves)
+    answered = any(half.bodies_out for half in exchange.halves) or (exchange.immediate is not None and exchange.refusal is None)
+    return exchange.is_full_duplex and answered
 
 
 def _wants_endpoint(exchange: Exchange) -> bool:
@@ -254,7 +275,7 @@ def _wants_endpoint(exchange: Exchange) -> bool:
 PROTOCOL_RULES: Final = tuple(
     Rule(id=id, title=title, source="proposal 004, endpoint picker protocol", judge=judge, unseen=unseen)
     for id, title, judge, unseen in (
-        ("P1", "streams of ext_proc open, and last until all is answered", each(lambda _: True, _serves), "there is no stream"),
+        ("P1", "streams of ext_proc open, and last until all is answered", each(_is_there, _serves), "nothing came from the EPP"),
         ("P2", "bodies are streamed, both ways", each(_has_bodies, _streams), "no body was answered"),
         ("P3", "endpoint in header and in dynamic metadata", each(_wants_endpoint, _says_twice), "no endpoint was named"),
         (
@@ -296,7 +317,7 @@ PROTOCOL_RULES: Final = tuple(
             each(_is_shed, lambda exchange: _refuses_with(exchange, 429, "the request is shed")),
             "nothing was shed; saturate the pool and use --expect-shed",
         ),
-        ("P11", "an endpoint or an error", each(_answers_the_request, _never_without), "no request was answered"),
+        ("P11", "an endpoint or an error", each(_had_its_chance, _never_without), "no request was answered"),
         ("P12", "the served endpoint may be reported, or not", _served, "no response reported the endpoint that served it"),
         ("P13", "each stream is for itself", each_in(_in_parallel, _keeps_apart), "no streams with subsets overlapped"),
         ("P14", "health of liveness, readiness and ext_proc", _health, "health was not asked for"),

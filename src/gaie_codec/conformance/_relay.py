@@ -28,11 +28,22 @@ async def relay(target: str, *, timeout_s: float) -> AsyncIterator[str]:
         async with asyncio.timeout(timeout_s):
             return await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
 
+    serving: set[asyncio.Task[None]] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
-            far_reader, far_writer = await connect()
-            await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
-        writer.transport.abort()
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        task.add_done_callback(serving.discard)
+        open_writers = [writer]
+        try:
+            with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
+                far_reader, far_writer = await connect()
+                open_writers.append(far_writer)
+                await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
+        finally:
+            for one in open_writers:
+                await _drop(one)
 
     try:
         _, first = await connect()
@@ -41,7 +52,7 @@ async def relay(target: str, *, timeout_s: float) -> AsyncIterator[str]:
     except OSError as error:
         raise UpstreamStatusError(Code.UNAVAILABLE, f"{target}: {error.strerror or error}") from None
     protocol = first.get_extra_info("ssl_object").selected_alpn_protocol()
-    first.transport.abort()
+    await _drop(first)
     if protocol != "h2":
         raise UpstreamStatusError(Code.UNAVAILABLE, f"{target} speaks TLS, but does not offer h2 by ALPN, which gRPC needs")
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -49,6 +60,9 @@ async def relay(target: str, *, timeout_s: float) -> AsyncIterator[str]:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -56,3 +70,11 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write(data)
         await writer.drain()
     writer.transport.abort()  # gRPC has no half-closed connections
+
+
+async def _drop(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    writer.transport.abort()
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(1.0):
+            await writer.wait_closed()

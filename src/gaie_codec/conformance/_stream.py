@@ -43,6 +43,8 @@ class Stream:
         self._reader = asyncio.ensure_future(self._read())
         self._end: StreamEnd | None = None
         self._is_first = True
+        self._is_refused = False
+        self._served = ""
 
     @property
     def exchange(self) -> Exchange:
@@ -55,7 +57,7 @@ class Stream:
         try:
             await self._send_request(pause)
             await self._until(lambda seen: seen.request.is_complete, "the request to go on")
-            if self._end is None and self.exchange.immediate is None:
+            if self._end is None and not self._is_refused:
                 await self._send_response()
             await self._close()
         finally:
@@ -89,8 +91,10 @@ class Stream:
             await self._send("request_trailers", trailers=self._header_map((("x-checksum", "1"),)))
 
     async def _send_response(self) -> None:
-        reply = answer(self._script.answer, self.exchange, self._adapter)
-        headers = (*(pair for pair in reply.headers), *self._script.answer_headers)
+        exchange = self.exchange
+        self._served = exchange.picked[0] if self._script.reports_served and exchange.picked else ""
+        reply = answer(self._script.answer, exchange, self._adapter)
+        headers = (*reply.headers, *self._script.answer_headers)
         ends = not reply.body and reply.trailers is None
         await self._send("response_headers", headers=self._header_map(headers), end_of_stream=ends)
         paced = self._script.answer == "stream"
@@ -117,8 +121,7 @@ class Stream:
             async with asyncio.timeout(self._timeout_s):
                 while self._end is None:
                     self._news.clear()
-                    seen = self.exchange
-                    if seen.immediate is not None or done(seen):
+                    if self._is_refused or done(self.exchange):
                         return True
                     await self._news.wait()
         return False
@@ -135,7 +138,7 @@ class Stream:
             self._end = StreamEnd(by="envoy", status="CANCELLED", details="the EPP keeps a stream that is over open")
 
     async def _send(self, kind: str, **fields: Any) -> None:
-        if self._end is not None or self.exchange.immediate is not None:
+        if self._end is not None or self._is_refused:
             return
         message = ProcessingRequest(**{kind: fields})
         if self._is_first:
@@ -146,8 +149,8 @@ class Stream:
         if kind.startswith("request"):
             if self._script.subset is not None:
                 metadata[SUBSET_HINT].update({SUBSET: self._script.subset})
-        elif self._script.reports_served and (picked := self.exchange.picked):
-            metadata[LB].update({SERVED: picked[0]})
+        elif self._served:
+            metadata[LB].update({SERVED: self._served})
         self._note(Line(sender="envoy", message=message))
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -162,7 +165,9 @@ class Stream:
         status, details = "OK", ""
         try:
             while (data := await self._call.read()) is not grpc.aio.EOF:
-                self._note(Line(sender="epp", message=ProcessingResponse.FromString(data)))
+                message = ProcessingResponse.FromString(data)
+                self._is_refused = self._is_refused or message.HasField("immediate_response")
+                self._note(Line(sender="epp", message=message))
                 self._news.set()
             status, details = (await self._call.code()).name, await self._call.details() or ""
         except grpc.aio.AioRpcError as error:

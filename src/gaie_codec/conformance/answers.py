@@ -85,20 +85,20 @@ def _frames(exchange: Exchange, first: Adapter, large: int) -> list[bytes] | Non
         try:
             (payload,) = FrameDecoder(encoding=request.changed.get("grpc-encoding", "identity")).receive_data(request.body_out)
             message: Any = adapter.snapshot.method_at(path).request.FromString(payload)
-            told = _passed(adapter, path, message) if path in bodies else _told(adapter, message, large)
+            told = _passed(adapter, path, message, large) if path in bodies else _told(adapter, message, large)
             return [encode_frame(part.SerializeToString()) for part in told]
         except (CodecError, DecodeError, ValueError):
             return None
     return None
 
 
-def _passed(adapter: Adapter, path: str, message: Any) -> Iterator[Any]:
+def _passed(adapter: Adapter, path: str, message: Any, large: int) -> Iterator[Any]:
     """The messages of a server that takes OpenAI JSON as it is."""
     assert adapter.passthrough is not None
     encode = adapter.passthrough.encode_response
     body, _ = adapter.passthrough.decode_request(message)
     if not msgspec.json.decode(body).get("stream"):
-        yield encode(BodyEvent(data=_completion("ABCDE"), http_status=200, is_last=True), path)
+        yield encode(BodyEvent(data=_completion("x" * large or "ABCDE"), http_status=200, is_last=True), path)
         return
     for data in list(_chunks())[:-1]:
         yield encode(BodyEvent(data=data), path)

@@ -184,6 +184,11 @@ class Exchange:
         return self.immediate if self.response.head is None else None
 
     @property
+    def answers(self) -> tuple[Entry, ...]:
+        """All that the EPP sent."""
+        return tuple(entry for entry in self.entries if entry.sender == "epp")
+
+    @property
     def is_full_duplex(self) -> bool:
         """Bodies are streamed both ways; so it is where the first message does not tell."""
         first = next((entry.message for entry in self.entries if entry.sender == "envoy"), None)
@@ -257,7 +262,6 @@ class Exchange:
             or len(request.ends_in) > 1
             or request.is_bodyless
             or self.subset is not None
-            or self.is_grpc_in
             or self.start.expects in ("503", "429")
             or "?" in request.headers.get(":path", "")
             or response.is_bodyless

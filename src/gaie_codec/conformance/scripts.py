@@ -68,7 +68,8 @@ def standard(model: str, adapter: Adapter) -> Iterator[Script]:
     yield Script(name="headers that end the response", body=(chat,), answer="head_alone")
     yield Script(name="served endpoint not reported", body=(chat,), reports_served=False)
     yield Script(name="response trailers", body=(chat,), answer="trailers")
-    yield Script(name="list of models", path="/v1/models")
+    # It may be routed, answered, or refused.
+    yield Script(name="list of models", path="/v1/models", expects="")
     yield from _grpc(adapter)
     yield Script(name="chat, after a bad frame", body=(chat,))
     yield Script(name="empty subset", body=(chat,), subset=[], expects="503")
@@ -135,7 +136,7 @@ def _grpc(adapter: Adapter) -> Iterator[Script]:
 
 
 def _chat(model: str, text: str = "Say hello.", *, stream: bool = False) -> bytes:
-    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0}
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 16}
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return msgspec.json.encode(body)
