@@ -27,9 +27,10 @@ class Accounting:
         self._endpoints = endpoints
         self._endpoint: Endpoint | None = None
         self._meter = RequestMeter(
-            "", method=processor.method, path=processor.path, headers=processor.headers, metrics=metrics, tracing=tracing
+            "refused", method=processor.method, path=processor.path, headers=processor.headers, metrics=metrics, tracing=tracing
         )
-        processor.trace_headers = {name: self._meter.headers[name] for name in TRACE_HEADERS if name in self._meter.headers}
+        told, asked = self._meter.headers, processor.headers
+        processor.trace_headers = {name: told[name] for name in TRACE_HEADERS if name in told and told[name] != asked.get(name)}
 
     def routed(self) -> None:
         """The endpoint has one request more."""
@@ -48,7 +49,7 @@ class Accounting:
                 endpoint.check_now()
             meter.dialect, meter.upstream = endpoint.dialect, endpoint.address
         plan = processor.plan
-        meter.mode = processor.mode or "refused"
+        meter.mode = processor.mode or meter.mode
         meter.upstream = processor.served or meter.upstream
         if plan is not None:
             meter.model, meter.dropped = plan.inference.model, plan.dropped
@@ -57,7 +58,7 @@ class Accounting:
         meter.error = error
         meter.is_cancelled = not processor.is_answer_complete
         meter.http_status = processor.status
-        meter.ttft_s = ttft_s
+        meter.ttft_s = ttft_s if plan is not None and plan.inference.stream else None
         meter.usage = processor.usage
         meter.frames_received = processor.frames_received
         meter.upstream_bytes_received = processor.bytes_received

@@ -127,13 +127,14 @@ class Rewritten:
         if self._reading.ended:
             return self._cut()
         outputs = self._reading.receive_status(Code.DEADLINE_EXCEEDED, _LATE)
-        if not self._is_released:
+        if not self._is_released or self._is_grpc:
             return self._at_once(*self._taken(outputs))
-        return (*self._stream(outputs, end=False), *self._cut())
+        return self._stream(outputs, end=False)
 
     def _stream(self, outputs: Iterable[Any], *, end: bool, in_trailers: bool = False) -> Answers:
         head, data = self._taken(outputs)
-        is_cut = self._reading.ended and not (end or in_trailers)  # by us: a stop string of ours, or a fault amid the stream
+        # By us: a stop string of ours, or a fault amid the stream. A gRPC client gets its status in the server's trailers.
+        is_cut = self._reading.ended and not (end or in_trailers or self._is_grpc)
         if not self._is_released:
             if self._reading.ended and (is_cut or self.error is not None):
                 return self._at_once(head, data)

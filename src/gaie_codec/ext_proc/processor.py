@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, Final, Literal, TypeAlias
 
-from .. import CodecError, RequestError, RequestTooLargeError, Usage, UsageError, encode_answer_headers
+from .. import CodecError, RequestError, RequestTooLargeError, Usage, encode_answer_headers
 from ._answers import Answer, Answers, immediate_error, immediate_grpc_error
 from ._headers import DROP_REASON
 from ._modes import Mode, is_grpc
-from ._plans import Incoming, Plan, Server, generates, make_plan
+from ._plans import Incoming, Plan, Server, generates
+from ._routing import Offer, choose, find_eligible, make_offers
 from ._wire import (
     BODY_MODES,
     BUFFERED,
@@ -32,16 +33,7 @@ from ._wire import (
     trailers_answer,
 )
 from .gateway import Declared, Gateway
-from .picking import (
-    DESTINATION,
-    NoEndpointError,
-    RequestShedError,
-    decode_destinations,
-    decode_subset,
-    encode_destination,
-    is_in_subset,
-    served_endpoint,
-)
+from .picking import DESTINATION, NoEndpointError, RequestShedError, decode_subset, served_endpoint
 
 MODELS_PATH: Final = "/v1/models"
 _METADATA_NAMESPACE: Final = "envoy.lb"
@@ -93,7 +85,7 @@ class Processor:
         self._ended_by: _EndedBy = "body"
         self._eligible: Sequence[Server] = ()
         self._declared = Declared()
-        self._offers: list[tuple[Server, Plan]] = []
+        self._offers: list[Offer] = []
         self._answer: Answer | None = None
         self._error: CodecError | None = None
         self._status = 0
@@ -191,7 +183,7 @@ class Processor:
     def prepare(self) -> None:
         """Decode the request. It looks at nothing that changes elsewhere, so that it may run in a thread."""
         try:
-            self._offers = self._make_offers()
+            self._offers = make_offers(self._incoming(), self._eligible)
         except CodecError as error:
             self._error = error
 
@@ -296,7 +288,7 @@ class Processor:
             raise RequestTooLargeError(f"the body is over the limit of {self._gateway.limits.max_request_bytes} bytes")
         if body.body:
             self._body.append(body.body)
-        if not body.end_of_stream:
+        if not body.end_of_stream and self._request_mode != BUFFERED:
             return ()
         self._phase = _Phase.ROUTED
         return self._complete("body")
@@ -323,10 +315,14 @@ class Processor:
         self.prepare()
         return self.resume()
 
-    def _make_offers(self) -> list[tuple[Server, Plan]]:
-        """The model servers that may answer, with what to send to each. Raises what is wrong with the request if none may."""
-        gateway = self._gateway
-        request = Incoming(
+    def _find_eligible(self) -> Sequence[Server]:
+        self._declared = self._gateway.declared()
+        if self._is_grpc and not self._declared.carries_grpc:
+            raise NoEndpointError(f"gRPC does not get to the model servers: {self._declared.reason}")
+        return find_eligible(self._gateway, self._fields, self._subset)
+
+    def _incoming(self) -> Incoming:
+        return Incoming(
             method=self.method,
             path=self.path,
             headers={**self._fields, **self.trace_headers},
@@ -335,66 +331,16 @@ class Processor:
             is_grpc=self._is_grpc,
             transcodes=self._declared.transcodes,
             why_not=self._declared.reason,
-            forwarded=gateway.forwarded,
-            timeout_s=gateway.timeout_s,
+            forwarded=self._gateway.forwarded,
+            timeout_s=self._gateway.timeout_s,
         )
-        plans: dict[Any, Plan | RequestError] = {}
-        offers = []
-        for server in self._eligible:
-            kind = (server.transcoder, server.observer)
-            if kind not in plans:
-                try:
-                    plans[kind] = make_plan(request, server)
-                except RequestError as error:
-                    plans[kind] = error
-            plan = plans[kind]
-            if isinstance(plan, Plan):
-                offers.append((server, plan))
-        if not offers:
-            raise next(error for error in plans.values() if isinstance(error, RequestError))
-        return offers
-
-    def _find_eligible(self) -> Sequence[Server]:
-        self._declared = self._gateway.declared()
-        if self._is_grpc and not self._declared.carries_grpc:
-            raise NoEndpointError(f"gRPC does not get to the model servers: {self._declared.reason}")
-        if self._gateway.picker is not None:
-            servers = self._gateway.servers()
-            found = [server for server in servers if is_in_subset(server.address, self._subset)]
-            if not found:
-                raise NoEndpointError("no model server is ready" if not servers else "no model server of the requested subset is ready")
-            return found
-        if DESTINATION in self._fields:
-            address = decode_destinations(self._fields[DESTINATION])[0]
-            server = self._gateway.find(address)
-            if server is None:
-                raise NoEndpointError("the model server that was picked is not known here, or not ready")
-            return (server,)
-        servers = self._gateway.servers()
-        if len({(server.transcoder, server.observer) for server in servers}) != 1:
-            raise NoEndpointError(f"{DESTINATION} names no model server" if servers else "no model server is ready")
-        return servers[:1]
 
     def _route(self) -> Answers:
         offers, self._offers = self._offers, []
-        picker = self._gateway.picker
-        if picker is None:
-            self.server, plan = offers[0]
-            destination = ""
-        else:
-            by_address = {server.address: (server, plan) for server, plan in offers}
-            chosen = picker(offers[0][1].inference, [server.candidate() for server, _ in offers])
-            if not chosen:
-                raise NoEndpointError("no model server was picked")
-            if any(one.address not in by_address for one in chosen):
-                raise UsageError("the picker chose what was not offered to it")
-            self.server, plan = by_address[chosen[0].address]
-            # What is sent is encoded for the first; whoever takes over has to understand it.
-            alike = [one for one in chosen if by_address[one.address][1] is plan]
-            destination = encode_destination(alike[: 1 + self._gateway.fallbacks])
-        self.plan, self.mode = plan, plan.mode
-        self._answer = plan.answer(self._created, self._response_mode == BUFFERED)
-        return self._send(plan, destination)
+        self.server, self.plan, destination = choose(self._gateway, offers)
+        self.mode = self.plan.mode
+        self._answer = self.plan.answer(self._created, self._response_mode == BUFFERED)
+        return self._send(self.plan, destination)
 
     def _send(self, plan: Plan, destination: str) -> Answers:
         """Headers, then the body, then what ended it: all that was held back."""

@@ -32,6 +32,7 @@ READINESS: Final = "readiness"
 
 # A longer body is decoded in a thread: tokenizing takes 0.4 ms per KiB, in which no other stream would get its tokens.
 _MAX_INLINE_BYTES: Final = 32 * 1024
+_LAST_WRITE_S: Final = 5.0
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -71,7 +72,7 @@ class ExtProcServer:
         self._request_timeout_s = request_timeout_s
         self._body_timeout_s = body_timeout_s
         self._server: Any = None
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._is_draining = False
 
     async def start(self, listen: str, *, tls: tuple[bytes, bytes] | None = None) -> int:
@@ -120,6 +121,7 @@ class ExtProcServer:
     async def _set_health(self, status: Any, *services: str) -> None:
         for service in services:
             await self._health.set(service, status)
+            self._health.known.add(service)
 
     async def _process(self, _: Any, context: Any) -> None:
         stream = _Stream(self._gateway, context, self._observe, self._request_timeout_s, self._body_timeout_s)
@@ -127,6 +129,19 @@ class ExtProcServer:
             await stream.run()
         finally:
             stream.close()
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it ships no types
+    """To a Check for a service that nobody knows the Endpoint Picker Protocol wants a status, and grpcio's servicer gives an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: set[str] = set()
+
+    async def Check(self, request: Any, context: Any) -> Any:  # gRPC's name
+        if request.service not in self.known:
+            return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+        return await super().Check(request, context)
 
 
 class _Stream:
@@ -150,45 +165,74 @@ class _Stream:
         self._body_timeout_s = body_timeout_s
         self._started_s = time.monotonic()
         self._ttft_s: float | None = None
+        task = asyncio.current_task()
+        assert task is not None, "a stream belongs to the task that serves it"
+        self._task = task
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_reading = self._is_late = False
 
     def _open(self, processor: Processor) -> None:
         if self._observe is not None:
             self._observer = self._observe(processor)
 
     async def run(self) -> None:
+        """Until Envoy ends it, or the last answer is given."""
         processor = self._processor
+        self._set_deadline(self._body_timeout_s)
         try:
-            try:
-                async with asyncio.timeout(self._body_timeout_s) as deadline:
-                    await self._exchange(deadline)
-            except TimeoutError:
-                await self._write(processor.too_late())
+            await self._exchange()
         except Exception:
             _log.exception("stream of request %r: a bug of gaie-codec, or of the picker", processor.request_id)
             await self._write(processor.fail())
 
-    async def _exchange(self, deadline: asyncio.Timeout) -> None:
-        processor, read = self._processor, self._context.read
+    async def _exchange(self) -> None:
+        processor = self._processor
         is_routed = False
         while not processor.is_over:
-            message = await read()
+            message = await self._read()
             if message is grpc.aio.EOF:
                 return
-            answers = processor.receive(message)
+            answers = processor.receive(message) if message is not None else processor.too_late()
+            if processor.deferred:
+                self._set_deadline(self._request_timeout_s)
+                await asyncio.to_thread(processor.prepare)
+                answers = processor.resume() if not self._is_late else processor.too_late()
             if not is_routed:
-                if processor.deferred:
-                    await asyncio.to_thread(processor.prepare)
-                    answers = processor.resume()
                 is_routed = processor.plan is not None
                 if is_routed and self._observer is not None:
                     self._observer.routed()
-                self._reschedule(deadline, self._request_timeout_s if is_routed else self._body_timeout_s)
+                self._set_deadline(self._request_timeout_s if is_routed else self._body_timeout_s)
             await self._write(answers)
             if self._ttft_s is None and processor.has_started:
                 self._ttft_s = time.monotonic() - self._started_s
 
-    def _reschedule(self, deadline: asyncio.Timeout, after_s: float | None) -> None:
-        deadline.reschedule(None if after_s is None else asyncio.get_running_loop().time() + after_s)
+    async def _read(self) -> Any:
+        """The next message; None once it is too late for one."""
+        if self._is_late:
+            return None
+        self._is_reading = True
+        try:
+            return await self._context.read()
+        except asyncio.CancelledError:
+            if not self._is_late or self._task.uncancel():
+                raise
+            return None
+        finally:
+            self._is_reading = False
+
+    def _set_deadline(self, after_s: float | None) -> None:
+        """One timer for the whole stream: a timeout around each read would cost more than the read."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if after_s is None else self._task.get_loop().call_later(after_s, self._expire)
+
+    def _expire(self) -> None:
+        self._is_late = True
+        if self._is_reading:
+            self._task.cancel()
+        else:
+            # A write must not be cancelled, for after that no other can follow. One that Envoy never takes ends the stream.
+            self._timer = self._task.get_loop().call_later(_LAST_WRITE_S, self._task.cancel)
 
     async def _write(self, answers: Iterable[Any]) -> None:
         for answer in answers:
@@ -196,6 +240,7 @@ class _Stream:
 
     def close(self) -> None:
         """However it ended: Envoy is done, the client has left, or it was us."""
+        self._set_deadline(None)
         processor = self._processor
         duration_s = time.monotonic() - self._started_s
         if self._observer is not None:

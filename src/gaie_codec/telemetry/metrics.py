@@ -39,10 +39,9 @@ _DURATION_BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 2
 class Started:
     """A request under way, as `Metrics.started` returns it."""
 
-    __slots__ = ("has_ended", "mode")
+    __slots__ = ("has_ended",)
 
-    def __init__(self, mode: str) -> None:
-        self.mode = mode
+    def __init__(self) -> None:
         self.has_ended = False
 
 
@@ -80,7 +79,7 @@ class Metrics:
 
         Info("gaie_codec_build", "The version of gaie-codec.", registry=self.registry).info({"version": __version__})
         of_request = ("mode", "dialect", "path")
-        self._in_flight = _Children(Gauge("gaie_codec_requests_in_flight", "Requests being answered.", ("mode",), registry=self.registry))
+        self._in_flight = Gauge("gaie_codec_requests_in_flight", "Requests being answered.", registry=self.registry)
         self._requests = counter("requests_total", "Requests that ended, by the status that the client was told.", *of_request, "status")
         self._errors = counter(
             "errors_total", "Requests that failed, by the class of the error and its gRPC code.", *of_request, "error_type", "code"
@@ -107,11 +106,10 @@ class Metrics:
         """Paths of the host's own that have a label of their own, such as gRPC paths of an adapter."""
         self._paths.update(paths)
 
-    def started(self, mode: str) -> Started:
+    def started(self) -> Started:
         """A request has begun; give what this returns to `ended`."""
-        started = Started(mode if mode in MODES else OTHER)
-        self._in_flight.child(started.mode).inc()
-        return started
+        self._in_flight.inc()
+        return Started()
 
     def ended(self, started: Started, record: RequestRecord) -> None:
         """The request is over. A second call for the same one changes nothing."""
@@ -121,8 +119,8 @@ class Metrics:
             started.has_ended = True
             dialect = self._dialects.label(record.dialect)
             upstream = self._upstreams.label(record.upstream)
-        mode = started.mode
-        self._in_flight.child(mode).dec()
+        self._in_flight.dec()
+        mode = record.mode if record.mode in MODES else OTHER
         of_request = (mode, dialect, record.path if record.path in self._paths else OTHER)
         code = record.code.name
         self._requests.child(*of_request, str(record.http_status) if 100 <= record.http_status <= 599 else "none").inc()

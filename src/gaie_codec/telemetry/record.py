@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .metrics import Metrics
     from .tracing import Tracing
 
-MODES: Final = ("http-in-grpc-out", "http-in-http-out", "grpc-in-grpc-out", "grpc-bridged")
-"""What can become of a request; the last is a gRPC call that goes to a server of another dialect."""
+MODES: Final = ("http-in-grpc-out", "grpc-in-grpc-out", "grpc-bridged", "passthrough", "local", "refused")
+"""What can become of a request. Bridged is a gRPC call that goes to a server of another dialect; local is answered by the shim."""
 
 PATHS: Final = frozenset((*ENDPOINTS, *passthrough.PATHS, models.PATH, "/health"))
 """Paths that are known, and no text that a client made up."""
@@ -129,7 +129,7 @@ class RequestMeter:
         """
         self._started_s = time.perf_counter()
         self._metrics = metrics
-        self._started = metrics.started(mode) if metrics is not None else None
+        self._started = metrics.started() if metrics is not None else None
         given = dict(headers or {})
         if route is None:
             route = path if path in PATHS else ""

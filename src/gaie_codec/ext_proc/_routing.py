@@ -1,0 +1,72 @@
+"""A whole request -> the model server that gets it: who may answer, what each would be sent, and whom the picker takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from .. import RequestError, UsageError
+from ._plans import Incoming, Plan, Server, make_plan
+from .gateway import Gateway
+from .picking import DESTINATION, NoEndpointError, decode_destinations, encode_destination, is_in_subset
+
+Offer: TypeAlias = tuple[Server, Plan]
+
+
+def find_eligible(gateway: Gateway, headers: Mapping[str, str], subset: frozenset[str] | None) -> Sequence[Server]:
+    """The model servers that may answer: those that are ready in the subset, or the one that another picker named.
+
+    Raises NoEndpointError.
+    """
+    if gateway.picker is None and DESTINATION in headers:
+        server = gateway.find(decode_destinations(headers[DESTINATION])[0])
+        if server is None:
+            raise NoEndpointError("the model server that was picked is not known here, or not ready")
+        return (server,)
+    servers = gateway.servers()
+    if not servers:
+        raise NoEndpointError("no model server is ready")
+    if gateway.picker is None:  # Envoy has its own way to one of them, and each takes what the others do
+        if len({(server.transcoder, server.observer) for server in servers}) > 1:
+            raise NoEndpointError(f"{DESTINATION} names no model server, and they are not alike")
+        return servers[:1]
+    found = [server for server in servers if is_in_subset(server.address, subset)]
+    if not found:
+        raise NoEndpointError("no model server of the requested subset is ready")
+    return found
+
+
+def make_offers(request: Incoming, servers: Sequence[Server]) -> list[Offer]:
+    """Each server with what it would be sent; servers that are alike share a plan. Raises what is wrong with the request if none can be
+    asked."""
+    plans: dict[Any, Plan | RequestError] = {}
+    offers = []
+    for server in servers:
+        kind = (server.transcoder, server.observer)
+        if kind not in plans:
+            try:
+                plans[kind] = make_plan(request, server)
+            except RequestError as error:
+                plans[kind] = error
+        plan = plans[kind]
+        if isinstance(plan, Plan):
+            offers.append((server, plan))
+    if not offers:
+        raise next(error for error in plans.values() if isinstance(error, RequestError))
+    return offers
+
+
+def choose(gateway: Gateway, offers: Sequence[Offer]) -> tuple[Server, Plan, str]:
+    """The server, its plan, and the destination to name; "" where another picker did. Raises NoEndpointError, and what pickers raise."""
+    if gateway.picker is None:
+        return *offers[0], ""
+    by_address = {server.address: (server, plan) for server, plan in offers}
+    chosen = gateway.picker(offers[0][1].inference, [server.candidate() for server, _ in offers])
+    if not chosen:
+        raise NoEndpointError("no model server was picked")
+    if any(one.address not in by_address for one in chosen):
+        raise UsageError("the picker chose what was not offered to it")
+    server, plan = by_address[chosen[0].address]
+    # What is sent is encoded for the first; whoever takes over has to understand it.
+    alike = [one for one in chosen if by_address[one.address][1] is plan]
+    return server, plan, encode_destination(alike[: 1 + gateway.fallbacks])
