@@ -5,11 +5,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-oldest lint format bench fuzz engines published data clean help
+.PHONY: demo test test-envoy test-oldest lint format bench fuzz engines published data clean help
 
 help:
 	@echo "make demo    run the main job: a real OpenAI client through serve and a simulated model server"
 	@echo "make test    lint and all tests"
+	@echo "make test-envoy   the endpoint picker behind a real Envoy, with real clients"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make fuzz    random bytes at every public door, bounded (FUZZ_SECONDS=20 each)"
 	@echo "make test-oldest   the tests, with the oldest dependencies that pyproject.toml allows"
@@ -30,6 +31,9 @@ demo: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-envoy: $(STAMP)
+	$(BIN)/python -m pytest tests/envoy
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -66,7 +70,7 @@ data: $(STAMP)
 OLDEST_TESTS := $(filter-out $(addprefix tests/test_,e2e.py cli.py vllm_engine.py sim.py snapshots.py compat.py docs.py),$(wildcard tests/test_*.py))
 test-oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[all]" pytest pytest-timeout hypothesis httpx openai
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[all]" pytest pytest-timeout hypothesis httpx openai opentelemetry-sdk
 	.venv-oldest/bin/python -m pytest $(OLDEST_TESTS)
 
 clean:

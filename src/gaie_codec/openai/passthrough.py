@@ -25,7 +25,7 @@ from .._errors import (
     UsageError,
     code_from_server_status,
 )
-from .._events import BodyEvent, InferenceRequest, ModelInfo, SamplingParams, Usage
+from .._events import BodyEvent, InferenceRequest, SamplingParams, Usage
 from . import chat, completions, sampling
 from .endpoint import Asked, Decoded, ResponseMeta
 from .errors import encode_error
