@@ -175,6 +175,11 @@ def wait_until(happened: Callable[[], Any], *, within_s: float = WAIT_S) -> floa
     return time.monotonic() - started
 
 
+def note(measured: str) -> None:
+    """For who looks at what was measured: `pytest -rP`."""
+    sys.stdout.write(measured + "\n")
+
+
 def events_of(text: str) -> list[str]:
     """The data of each server-sent event."""
     assert text.endswith("\n\n"), "cut off amid an event"

@@ -16,7 +16,7 @@ import grpc
 import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from stack import Stack, stack_of, wait_until
+from stack import Stack, note, stack_of, wait_until
 
 from test_e2e import ask, connect, count_aborted, stream_text
 
@@ -76,7 +76,7 @@ def test_a_client_that_goes_away_ends_the_call(stack: Stack, script: dict[str, A
         wait_until(lambda: stack.sim.server.running)
         connection.close()
         took_s = wait_until(lambda: len(stack.sim.server.aborted) == before + 1)
-    print(f"the model server was told after {took_s * 1000:.1f} ms")
+    note(f"the model server was told after {took_s * 1000:.1f} ms")
     assert took_s < 1
     assert not stack.sim.server.running
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from stack import Stack, make_sim, stack_of, wait_until
+from stack import Stack, make_sim, note, stack_of, wait_until
 
 from test_e2e import ask, connect
 
@@ -69,7 +69,7 @@ def test_a_very_long_request_passes_or_is_refused_clearly_while_other_streams_fl
         took_s = time.monotonic() - started
     finally:
         flowing.stop()
-    print(f"{mebibytes} MiB: {answer.status_code} after {took_s:.2f} s; longest silence elsewhere {max(flowing.gaps_s):.2f} s")
+    note(f"{mebibytes} MiB: {answer.status_code} after {took_s:.2f} s; longest silence elsewhere {max(flowing.gaps_s):.2f} s")
     assert answer.status_code == status, answer.text[:200]
     if status != 200:
         assert answer.json()["error"]["code"] == status
@@ -83,7 +83,7 @@ def test_a_very_long_prompt_arrives_whole(tmp_path: Path):
         path, body = filled("ids", 6)
         started = time.monotonic()
         answer = httpx.post(f"{stack.url}{path}", content=body, timeout=60)
-        print(f"{answer.status_code} after {time.monotonic() - started:.2f} s")
+        note(f"{answer.status_code} after {time.monotonic() - started:.2f} s")
         assert answer.status_code == 200, answer.text[:200]
         asked = json.loads(body)["prompt"]
         assert list(sim.server.requests[-1].prompt_token_ids) == asked
