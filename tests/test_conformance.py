@@ -471,6 +471,12 @@ def test_an_epp_that_says_nothing_passes_nothing_but_health():
     assert sum(line.end is not None for line in transcript) == 5
 
 
+def test_where_the_service_is_missing_nothing_is_played():
+    transcript = driven(GoodEpp(path="/another/Path"))
+    assert [line.stream for line in transcript if line.health is None] == ["nothing at all"]
+    assert "UNIMPLEMENTED" in failed(transcript)["P1"].reason
+
+
 def test_every_rule_that_can_be_judged_is_broken_once():
     assert {rule for rule, *_ in BROKEN} == {rule.id for rule in RULES if rule.judge is not None}
 
@@ -790,3 +796,79 @@ def test_recordings_that_say_nothing_or_nothing_readable_are_refused(tmp_path):
 def test_a_pool_that_is_not_told_is_learned_from_the_first_answers():
     transcript = driven(GoodEpp(pool=POOL[1:2]), endpoints=(), timeout_s=10.0)
     assert f"subset of {POOL[1]}" in {line.stream for line in transcript}
+
+
+def test_a_peer_that_speaks_something_else_is_red_and_not_a_crash():
+    class Garbage(GoodEpp):
+        async def process(self, requests, context):
+            async for _ in requests:
+                yield b"\xff\xff\xff"
+
+    outcome = failed(driven(Garbage()))["P1"]
+    assert "no ProcessingResponse" in outcome.reason
+
+
+def test_what_json_has_no_word_for_is_shown_and_recorded_all_the_same():
+    message = ProcessingResponse(request_headers={"response": {"header_mutation": {"set_headers": [header("x", "1", 9)]}}})
+    message.dynamic_metadata.update({"score": float("nan"), "list": [float("inf"), None, {"a": 1.5}]})
+    assert json.loads(brief(message))["dynamic_metadata"] == {"score": "nan", "list": ["inf", None, {"a": 1.5}]}
+    assert '{"x":"1","append_action":9}' in brief(message)
+    (line,) = decode_transcript([encode_line(Line(stream="s", sender="epp", message=message))])
+    assert line.message.dynamic_metadata["score"] == "nan"
+
+
+def test_a_subset_of_odd_values_is_judged():
+    request = ProcessingRequest(**HEAD[1])
+    request.metadata_context.filter_metadata["envoy.lb.subset_hint"].update({f"{KEY}-subset": [1.5, None, {}]})
+    answered = recorded(PICKED)
+    assert "P6" in failed((Line(stream="s", sender="envoy", message=request), *answered))
+
+
+def streaming(*order: str) -> Transcript:
+    """A paced gRPC answer to a request that was transcoded: pieces in (i) and out (o) in that order."""
+    sets = [header(":path", "/a.B/C"), header("content-type", "application/grpc"), header("te", "trailers"), header(KEY, POOL[0])]
+    piece = ("envoy", {"response_body": {"body": b"\x00\x00\x00\x00\x00"}})
+    out = {"response": {"body_mutation": {"streamed_response": {"body": b"data: 1\n\n"}}}}
+    messages = [
+        HEAD,
+        END,
+        ("epp", {"request_headers": {"response": {"header_mutation": {"set_headers": sets}}}}),
+        ("epp", {"request_body": {"response": {"body_mutation": {"streamed_response": {"body": b"{}", "end_of_stream": True}}}}}),
+        ("envoy", {"response_headers": {}}),
+        ("epp", {"response_headers": {}}),
+        *(piece if what == "i" else ("epp", {"response_body": out}) for what in order),
+    ]
+    return recorded(*messages, start=StreamStart(paced=True))
+
+
+def test_an_epp_that_transcodes_may_hold_a_piece_but_not_all():
+    assert "P2" not in failed(streaming("i", "o", "i", "o", "i", "o"))
+    assert "P2" not in failed(streaming("i", "i", "o", "i", "o"))
+    assert "P2" in failed(streaming("i", "i", "i", "o"))
+
+
+def test_the_body_may_come_with_the_headers_and_then_nothing_else():
+    replaced = {"status": 1, "body_mutation": {"body": b"{}"}, "header_mutation": {"set_headers": [header(":method", "POST")]}}
+    head = ("envoy", {"request_headers": {"end_of_stream": True}})
+    whole = recorded(head, ("epp", {"request_headers": {"response": replaced}}), end=StreamEnd(by="envoy", status="DEADLINE_EXCEEDED"))
+    assert "E5" not in failed(whole)
+    (exchange,) = [Exchange("s", list(enumerate(whole)))]
+    assert exchange.request.is_complete
+    assert exchange.request.body_out == b"{}"
+    more = recorded(head, END, ("epp", {"request_headers": {"response": replaced}}), ("epp", {"request_body": {}}))
+    assert "CONTINUE_AND_REPLACE" in failed(more)["E1"].reason
+
+
+def test_headers_of_a_connection_may_not_be_set_but_te_trailers_may():
+    def of(*sets: dict[str, Any], remove: tuple[str, ...] = ()) -> set[str]:
+        change = {"set_headers": list(sets), "remove_headers": list(remove)}
+        return set(failed(recorded(HEAD, END, ("epp", {"request_headers": {"response": {"header_mutation": change}}})))) & {"E5"}
+
+    assert of(header("te", "trailers"), remove=("connection", "transfer-encoding")) == set()
+    assert of(header("te", "gzip")) == of(header("Keep-Alive", "1")) == of(remove=(":path",)) == of(remove=("Host",)) == {"E5"}
+
+
+def test_judging_needs_no_grpc():
+    code = "import sys; import gaie_codec.conformance; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"grpc", "asyncio"} & set(loaded)

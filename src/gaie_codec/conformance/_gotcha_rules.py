@@ -144,7 +144,8 @@ def _answers_in_words(exchange: Exchange) -> Fault | None:
     end = exchange.end
     if end is None or end.by != "epp" or exchange.is_complete or exchange.request.answer is not None:
         return None
-    if end.status in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
+    is_due = exchange.start.expects in ("503", "429") or exchange.subset_list == ()
+    if end.status in ("UNAVAILABLE", "RESOURCE_EXHAUSTED") or (is_due and end.status != "OK"):
         return exchange.fault(f"refused with gRPC {end.status} ({end.details}) instead of an ImmediateResponse")
     return None
 

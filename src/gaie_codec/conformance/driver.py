@@ -18,7 +18,7 @@ from ._protocol_rules import EXT_PROC, LIVENESS, READINESS, UNKNOWN
 from .addresses import normal, split
 from .exchange import Exchange
 from .scripts import Script
-from .transcript import HealthAnswer, Line, Transcript
+from .transcript import HealthAnswer, Line, StreamEnd, Transcript
 
 try:
     import grpc
@@ -102,7 +102,10 @@ async def drive(options: Options, *, observe: Callable[[Line], None] | None = No
             hangs += exchange.hung
             return exchange
 
-        if options.expects != "endpoint":
+        missing = await _is_missing(open_stream(), options.timeout_s)
+        if missing is not None:
+            log.append(Line(stream="nothing at all", end=missing))
+        elif options.expects != "endpoint":
             for script in (scripts.without_endpoint if options.expects == "no-endpoint" else scripts.shed)(options.model):
                 await play(script)
         else:
@@ -155,8 +158,6 @@ async def _play_all(options: Options, play: Any, standard: Iterable[Script]) -> 
         exchange: Exchange | None = await play(script)
         if exchange is None:
             return
-        if exchange.end is not None and exchange.end.status == "UNIMPLEMENTED" and not exchange.request.answer:
-            return  # there is no such service, and asking again does not help
         if exchange.subset is None and not options.endpoints:
             pool += [endpoint for endpoint in exchange.picked if split(endpoint) is not None and endpoint not in pool]
     if not pool:
@@ -165,6 +166,24 @@ async def _play_all(options: Options, play: Any, standard: Iterable[Script]) -> 
         await play(script)
     first, second = scripts.beside(options.model, pool)
     await play(first, lambda: play(second))
+
+
+async def _is_missing(call: Any, timeout_s: float) -> StreamEnd | None:
+    """How a stream ends in which nothing is said, if that is because the service is not there.
+
+    Asked by itself, because grpc.aio forgets the status of a stream that ends while something is being written.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            await call.done_writing()
+            status, details = await call.code(), await call.details()
+    except TimeoutError:
+        return None
+    finally:
+        call.cancel()
+    if status is not grpc.StatusCode.UNIMPLEMENTED:
+        return None
+    return StreamEnd(by="epp", status=status.name, details=details or "")
 
 
 async def _ask_health(channel: Any, log: _Log, options: Options, *, is_certain: bool) -> None:

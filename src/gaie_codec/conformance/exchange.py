@@ -7,11 +7,10 @@ from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
-from google.protobuf import json_format
 
 from ..ext_proc.messages import CommonResponse, HeaderValueOption, ProcessingMode
 from .addresses import ENDPOINT, LB, SERVED, SUBSET, SUBSET_HINT, normal, split
-from .transcript import HealthAnswer, Line, Sender, StreamEnd, StreamStart, Transcript, brief, header_value
+from .transcript import HealthAnswer, Line, Sender, StreamEnd, StreamStart, Transcript, brief, header_value, plain
 
 Side: TypeAlias = Literal["request", "response"]
 
@@ -220,7 +219,7 @@ class Exchange:
             if entry.sender == "envoy" and entry.kind.startswith("request"):
                 hint = entry.message.metadata_context.filter_metadata
                 if SUBSET_HINT in hint and SUBSET in hint[SUBSET_HINT]:
-                    asked = json_format.MessageToDict(hint[SUBSET_HINT])[SUBSET]
+                    asked = plain(hint[SUBSET_HINT])[SUBSET]
                     return asked if isinstance(asked, list) else str(asked)
         return None
 

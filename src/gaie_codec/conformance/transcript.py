@@ -5,6 +5,7 @@ One line is one thing that happened, in the order in which it did; streams may o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -89,9 +90,35 @@ def decode_transcript(lines: Iterable[bytes]) -> Transcript:
 
 def encode_line(line: Line) -> bytes:
     """The line as JSON, with a line end."""
-    message = json_format.MessageToDict(line.message) if line.message is not None else None
+    message = _json(line.message) if line.message is not None else None
     text = _Text(stream=line.stream or None, start=line.start, sender=line.sender, message=message, end=line.end, health=line.health)
     return msgspec.json.encode(text) + b"\n"
+
+
+def _json(message: Any) -> Any:
+    try:
+        return json_format.MessageToDict(message)
+    except (ValueError, json_format.SerializeToJsonError):  # a number in a Struct for which JSON has no word
+        copy = type(message)()
+        copy.CopyFrom(message)
+        structs = [copy.dynamic_metadata] if isinstance(copy, ProcessingResponse) else []
+        structs += [*copy.metadata_context.filter_metadata.values(), *copy.attributes.values()] if not structs else []
+        for struct in structs:
+            struct.update(plain(struct))
+        return json_format.MessageToDict(copy)
+
+
+def plain(value: Any) -> Any:
+    """A Struct, or what is in one, as Python has it; numbers that JSON has not become text."""
+    if isinstance(value, struct_pb2.Struct):
+        return {key: plain(inner) for key, inner in value.fields.items()}
+    if isinstance(value, struct_pb2.ListValue):
+        return [plain(inner) for inner in value.values]
+    kind = value.WhichOneof("kind")
+    inner = getattr(value, kind) if kind not in (None, "null_value") else None
+    if kind in ("struct_value", "list_value"):
+        return plain(inner)
+    return inner if kind != "number_value" or math.isfinite(value.number_value) else str(inner)
 
 
 def _decode(text: _Text) -> Line:
@@ -125,13 +152,13 @@ def header_value(header: Any) -> str:
 
 def _brief(message: Any) -> Any:
     if isinstance(message, struct_pb2.Struct):
-        return json_format.MessageToDict(message)
+        return plain(message)
     if isinstance(message, HeaderMap):
         return dict(_header(header) for header in message.headers)
     if isinstance(message, HeaderValueOption):
         name, value = _header(message.header)
-        action = HeaderValueOption.HeaderAppendAction.Name(message.append_action)
-        return {name: value, "append_action": action}
+        actions = HeaderValueOption.DESCRIPTOR.fields_by_name["append_action"].enum_type
+        return {name: value, "append_action": _enum(actions, message.append_action)}
     return dict(_fields(message))
 
 
@@ -142,8 +169,7 @@ def _fields(message: Any) -> Iterator[tuple[str, Any]]:
         elif field.message_type is not None and field.message_type.GetOptions().map_entry:
             yield field.name, {key: _brief(inner) for key, inner in value.items()}
         elif field.enum_type is not None:
-            known = field.enum_type.values_by_number.get(value)
-            yield field.name, known.name if known is not None else value
+            yield field.name, _enum(field.enum_type, value)
         elif isinstance(value, str | int | bool):
             yield field.name, value
         elif field.message_type is None:
@@ -152,6 +178,11 @@ def _fields(message: Any) -> Iterator[tuple[str, Any]]:
             yield field.name, _brief(value)
         else:
             yield field.name, [_brief(inner) for inner in value]
+
+
+def _enum(enum: Any, number: int) -> Any:
+    known = enum.values_by_number.get(number)
+    return known.name if known is not None else number
 
 
 def _header(header: Any) -> tuple[str, str]:
