@@ -6,14 +6,12 @@ snapshots are held against bytes that we did not make. What a dialect cannot do 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
@@ -27,35 +25,14 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
 
 from gaie_codec import ModelInfo
-from gaie_codec.sim import SimServer
 from gaie_codec.tokenizer_sources import load_tokenizer
+from sim_thread import SimThread
 
 TOKENIZER = load_tokenizer("builtin")
 
 
 def encode(text: str) -> list[int]:
     return TOKENIZER.encode(text, add_special_tokens=False)
-
-
-class SimThread:
-    """A SimServer in an event loop of its own."""
-
-    def __init__(self, dialect: str = "vllm.engine", **options: Any) -> None:
-        self.server = SimServer(dialect, **options)
-        self._loop = asyncio.new_event_loop()
-        # A daemon, so that a test which fails before `stop` does not keep pytest from ending.
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self.port = self._run(self.server.start("127.0.0.1:0"))
-
-    def _run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
-
-    def stop(self) -> None:
-        self._run(self.server.stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 @contextlib.contextmanager

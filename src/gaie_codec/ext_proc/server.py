@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from .. import UsageError
+from ..upstream.listen import check_listen
 from .gateway import Gateway
 from .messages import PROCESS_PATH, SERVICE, ProcessingRequest, ProcessingResponse
 from .processor import Processor
@@ -80,6 +81,7 @@ class ExtProcServer:
 
         Raises UsageError if it cannot listen there.
         """
+        check_listen(listen)  # grpcio takes a port modulo 65536
         # Envoy's bodies come in pieces of at most 1 MiB, but whole in mode BUFFERED.
         limit = self._gateway.limits.max_request_bytes + 1024 * 1024
         options = (("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0))
@@ -96,7 +98,8 @@ class ExtProcServer:
             port = server.add_insecure_port(listen) if tls is None else server.add_secure_port(listen, grpc.ssl_server_credentials([tls]))
         except RuntimeError as error:
             await server.stop(None)
-            raise UsageError(f"listen {listen}: {error}") from error
+            how = "" if tls is None else " with this key and certificate in PEM"
+            raise UsageError(f"listen {listen}{how}: {str(error).partition(';')[0]}") from error
         await server.start()
         self._server = server
         return int(port)
