@@ -667,3 +667,14 @@ def test_what_is_for_the_template_reaches_it(name):
         "add_special_tokens": {"add_special_tokens": True},
     }[name]
     assert {key: seen[key] for key in expected} == expected
+
+
+def test_a_prompt_that_no_tokens_could_make_short_enough_is_not_tokenized(monkeypatch: pytest.MonkeyPatch):
+    longest = TOKENIZER.max_token_chars
+    model = ModelInfo(max_model_len=100)
+    monkeypatch.setattr(TOKENIZER, "encode", lambda *_, **__: pytest.fail("it is tokenized"))
+    error = refused(messages=[{"role": "user", "content": "x" * (100 * longest + 1)}], model=model)
+    assert error.param == "input_text"
+    assert f"{100 * longest} are the most" in error.message
+    with pytest.raises(pytest.fail.Exception):
+        decode(messages=[{"role": "user", "content": "x" * 50 * longest}], model=model)

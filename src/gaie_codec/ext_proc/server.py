@@ -184,6 +184,8 @@ class _Stream:
         self._set_deadline(self._body_timeout_s)
         try:
             await self._exchange()
+        except grpc.aio.BaseError:  # the call is over, as after Envoy's end when the server is being stopped
+            return
         except Exception:
             _log.exception("stream of request %r: a bug of gaie-codec, or of the picker", processor.request_id)
             await self._write(processor.fail())

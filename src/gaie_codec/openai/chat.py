@@ -18,7 +18,16 @@ from . import sampling
 from .endpoint import Asked, Decoded
 from .fields import bool_field, decode_json_object, int_field, object_field, range_error, type_error
 from .messages import decode_messages, decode_tools
-from .request import base_model, decode_max_tokens, decode_model, decode_request_id, decode_routing, decode_stream_options, truncate
+from .request import (
+    base_model,
+    decode_max_tokens,
+    decode_model,
+    decode_request_id,
+    decode_routing,
+    decode_stream_options,
+    encode_text,
+    truncate,
+)
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
@@ -183,7 +192,8 @@ def _decode_prompt(
         continue_final_message=continue_final_message,
         template_kwargs=kwargs,
     )
-    token_ids = tokenizer.encode(text, add_special_tokens=bool_field(fields, "add_special_tokens"))
+    special = bool_field(fields, "add_special_tokens")
+    token_ids = encode_text(fields, text, tokenizer, model.max_model_len, add_special_tokens=special)
     return truncate(fields, token_ids, model.max_model_len), tuple(media)
 
 

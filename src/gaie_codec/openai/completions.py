@@ -17,7 +17,16 @@ from .._events import InferenceRequest, SamplingParams
 from . import chat, sampling
 from .endpoint import Asked, Decoded
 from .fields import bool_field, decode_json_object, int_field, range_error, type_error
-from .request import base_model, decode_max_tokens, decode_model, decode_request_id, decode_routing, decode_stream_options, truncate
+from .request import (
+    base_model,
+    decode_max_tokens,
+    decode_model,
+    decode_request_id,
+    decode_routing,
+    decode_stream_options,
+    encode_text,
+    truncate,
+)
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
@@ -57,7 +66,7 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         wanted = DEFAULT_MAX_TOKENS
     include_usage, continuous_usage = decode_stream_options(fields, stream)
     return_token_ids = bool_field(fields, "return_token_ids")
-    prompts = _decode_prompts(fields, tokenizer, asked.max_prompts)
+    prompts = _decode_prompts(fields, tokenizer, model.max_model_len, asked.max_prompts)
     params = sampling.decode_sampling(
         fields, model=model, vocab_size=model.vocab_size or tokenizer.vocab_size, max_tokens=wanted, logprobs=None
     )
@@ -100,7 +109,7 @@ def _limited(params: SamplingParams, max_tokens: int | None) -> SamplingParams:
     return msgspec.structs.replace(params, max_tokens=max_tokens)
 
 
-def _decode_prompts(fields: Mapping[str, Any], tokenizer: Tokenizer, most: int) -> list[list[int]]:
+def _decode_prompts(fields: Mapping[str, Any], tokenizer: Tokenizer, max_model_len: int, most: int) -> list[list[int]]:
     value = fields.get("prompt")
     special = bool_field(fields, "add_special_tokens", True)
     if value is None:
@@ -115,12 +124,15 @@ def _decode_prompts(fields: Mapping[str, Any], tokenizer: Tokenizer, most: int) 
         if len(value) > MAX_PROMPTS:
             raise range_error("prompt", f"there may be at most {MAX_PROMPTS} prompts, got {len(value)}.", len(value))
         raise UnsupportedFieldError(f"`prompt` takes {len(value)} calls, and this gateway makes at most {most}", param="prompt")
-    return [_decode_prompt(item, f"prompt.{place}", tokenizer, special) for place, item in enumerate(value)]
+    return [
+        encode_text(fields, item, tokenizer, max_model_len, add_special_tokens=special)
+        if isinstance(item, str)
+        else _decode_ids(item, f"prompt.{place}", tokenizer)
+        for place, item in enumerate(value)
+    ]
 
 
-def _decode_prompt(value: Any, loc: str, tokenizer: Tokenizer, special: bool) -> list[int]:
-    if isinstance(value, str):
-        return tokenizer.encode(value, add_special_tokens=special)
+def _decode_ids(value: Any, loc: str, tokenizer: Tokenizer) -> list[int]:
     if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
         raise type_error(loc, "string_type", "Input should be a valid string or a list of token ids")
     vocab_size = tokenizer.vocab_size

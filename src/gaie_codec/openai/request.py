@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import MalformedRequestError, ModelNotFoundError
 from .._events import ModelInfo
 from .endpoint import Asked
 from .fields import as_int, bool_field, int_field, json_text, object_field, range_error, str_field, type_error
+
+if TYPE_CHECKING:
+    from ..text import Tokenizer
 
 MAX_CACHE_SALT: Final = 128
 MAX_REQUEST_ID: Final = 1024  # characters; the id is repeated in every chunk
@@ -45,6 +48,20 @@ def decode_routing(fields: Mapping[str, Any]) -> dict[str, Any]:
         "session_id": str_field(fields, "session_id"),
         "kv_transfer_params": json_text(kv_transfer_params, "kv_transfer_params") if kv_transfer_params is not None else "",
     }
+
+
+def encode_text(fields: Mapping[str, Any], text: str, tokenizer: Tokenizer, max_model_len: int, *, add_special_tokens: bool) -> list[int]:
+    """The token ids of a prompt. One that is too long whatever its tokens are is refused without counting them, as by vLLM: that takes
+    a second for each MB."""
+    most = max_model_len * getattr(tokenizer, "max_token_chars", 0)
+    if most and len(text) > most and fields.get("truncate_prompt_tokens") is None:
+        raise range_error(
+            "input_text",
+            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {len(text)} characters, and"
+            f" {most} are the most that so many tokens can stand for. Please reduce the length of the input prompt.",
+            len(text),
+        )
+    return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 def truncate(fields: Mapping[str, Any], token_ids: list[int], max_model_len: int) -> list[int]:

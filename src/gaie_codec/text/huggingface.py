@@ -43,7 +43,7 @@ class HuggingFaceTokenizer:
     """Tokenizer and chat template of one model. Immutable once made, and safe to share between threads.
 
     `max_model_len` is the model's own `max_position_embeddings`, if its config has one; `default_sampling_params` are those of its
-    `generation_config.json`, by the names of requests.
+    `generation_config.json`, by the names of requests. `max_token_chars` is how many characters a token stands for at most.
     """
 
     def __init__(
@@ -69,7 +69,9 @@ class HuggingFaceTokenizer:
         self.eos_token_ids = eos_token_ids
         self.max_model_len = max_model_len
         self.default_sampling_params = dict(default_sampling_params)
-        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocab = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocab.values(), default=-1) + 1
+        self.max_token_chars = max(map(len, vocab), default=0)
         default = self._templates.get("default") or self._templates.get("tool_use")
         self.accepts_content_parts = default is not None and default.accepts_content_parts
         # By `skip_special_tokens`.
