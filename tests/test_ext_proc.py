@@ -652,3 +652,15 @@ def test_headers_that_come_as_text_are_read_too():
 
 def test_an_empty_message_is_passed_over():
     assert Processor(gateway(SERVER), own_id="1", created=1).receive(body_message("request_body", end=True)) == ()
+
+
+def test_what_a_data_plane_says_out_of_turn_is_refused_and_what_it_says_twice_passed_over():
+    for early in (body_message("response_body", b"x"), headers_message("response_trailers", OK)):
+        stream = Stream().ask(chat())
+        stream.send(early)
+        assert stream.immediate.status.code == 500
+        assert b"came before response_headers" in stream.immediate.body
+    stream = Stream().ask(chat(stream=True)).answer(answer_frames("Hi"))
+    assert stream.send(headers_message("response_trailers", OK)) == []
+    assert stream.send(headers_message("response_headers", GRPC_HEAD)) == []
+    assert stream.send(headers_message("request_headers", [])) == []

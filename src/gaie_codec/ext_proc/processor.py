@@ -89,7 +89,7 @@ class Processor:
         self._answer: Answer | None = None
         self._error: CodecError | None = None
         self._status = 0
-        self._is_answer_complete = False
+        self._response_is_open = self._is_answer_complete = False
         self.bytes_received = 0
         """Of the model server's body."""
         self.deferred = False
@@ -214,10 +214,11 @@ class Processor:
 
     def _receive(self, message: Any) -> Answers:
         kind = message.WhichOneof("request")
-        if kind == "response_body" and self._answer is not None:  # most are
+        if kind == "response_body" and self._answer is not None and self._response_is_open:  # most are
             body = message.response_body
             self.bytes_received += len(body.body)
-            self._is_answer_complete = body.end_of_stream
+            if body.end_of_stream:
+                self._end_response()
             return self._answer.body(body.body, end=body.end_of_stream)
         if message.HasField("metadata_context"):
             self._read_metadata(message.metadata_context)
@@ -230,14 +231,7 @@ class Processor:
             return self._request_body(message.request_body)
         if kind == "request_trailers":
             return self._request_trailers()
-        if self._answer is None:  # Envoy's own reply to a request that did not become whole
-            return _unchanged(kind, message, whole_bodies=self._response_mode == BUFFERED)
-        if kind == "response_headers":
-            return self._response_headers(self._answer, message.response_headers)
-        if kind == "response_trailers":
-            self._is_answer_complete = True
-            return self._answer.trailers(decode_headers(message.response_trailers.trailers))
-        return ()
+        return self._response(kind, message) if kind is not None else ()
 
     def _read_metadata(self, metadata: Any) -> None:
         subset = decode_subset(metadata)
@@ -362,11 +356,40 @@ class Processor:
 
     # The response
 
-    def _response_headers(self, answer: Answer, headers: Any) -> Answers:
+    def _response(self, kind: str, message: Any) -> Answers:
+        """All of it but the bodies of an answer that is read."""
+        if kind == "response_headers":
+            if self._response_is_open or self._is_answer_complete:
+                return ()
+            self._response_is_open = True
+            if message.response_headers.end_of_stream:
+                self._end_response()
+            return self._response_headers(message.response_headers)
+        if not self._response_is_open:
+            if self._is_answer_complete:  # its end, said twice
+                return ()
+            raise CodecError(f"{kind} came before response_headers")
+        if kind == "response_body":  # of Envoy's own reply to a request that did not become whole
+            body = message.response_body
+            if body.end_of_stream:
+                self._end_response()
+            if self._response_mode == BUFFERED:
+                return (buffered_answer("response"),)
+            return tuple(streamed_answers("response", body.body, end=body.end_of_stream))
+        self._end_response()
+        if self._answer is None:
+            return (trailers_answer("response"),)
+        return self._answer.trailers(decode_headers(message.response_trailers.trailers))
+
+    def _response_headers(self, headers: Any) -> Answers:
+        if self._answer is None:
+            return (headers_answer("response"),)
         fields = decode_headers(headers.headers)
-        self._is_answer_complete = headers.end_of_stream
         status = dict(fields).get(":status", "")
-        return answer.headers(fields, int(status) if status.isdecimal() else 0, end=headers.end_of_stream)
+        return self._answer.headers(fields, int(status) if status.isdecimal() else 0, end=headers.end_of_stream)
+
+    def _end_response(self) -> None:
+        self._response_is_open, self._is_answer_complete = False, True
 
     def _refuse(self, error: CodecError) -> Answers:
         self.is_over, self._error = True, error
@@ -375,12 +398,3 @@ class Processor:
         if self._is_grpc:
             return (immediate_grpc_error(error, reason),)
         return (immediate_error(error, (*encode_answer_headers(self.request_id), *reason)),)
-
-
-def _unchanged(kind: str | None, message: Any, *, whole_bodies: bool) -> Answers:
-    if kind == "response_headers":
-        return (headers_answer("response"),)
-    if kind == "response_body":
-        body = message.response_body
-        return (buffered_answer("response"),) if whole_bodies else tuple(streamed_answers("response", body.body, end=body.end_of_stream))
-    return (trailers_answer("response"),) if kind == "response_trailers" else ()
