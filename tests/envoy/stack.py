@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import struct
@@ -18,7 +19,7 @@ import pytest
 from harness import Envoy
 
 from gaie_codec import ModelInfo
-from test_e2e import SimThread
+from test_e2e import SimThread, ask
 
 WAIT_S = 20
 COMMAND = ("-m", "gaie_codec.cli", "ext-proc")
@@ -84,16 +85,18 @@ class ExtProc:
 
     def stop(self) -> None:
         """End it as an operator would; fails the test if it wrote a traceback or ended badly."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                assert self.process.wait(WAIT_S) == 0
-            finally:
-                self.process.kill()
-                self._close()
-        else:
-            self._close()
+        self.end()
         assert "Traceback" not in self.log(), self.log()
+
+    def end(self) -> None:
+        """Likewise, whatever it wrote."""
+        try:
+            if self.process.poll() is None:
+                self.process.terminate()
+                assert self.process.wait(WAIT_S) == 0
+        finally:
+            self.process.kill()
+            self._close()
 
     def _close(self) -> None:
         self.process.wait(WAIT_S)
@@ -186,11 +189,20 @@ def events_of(text: str) -> list[str]:
     return [event.removeprefix("data: ") for event in text.removesuffix("\n\n").split("\n\n")]
 
 
+def send(port: int, script: dict[str, Any], *, stream: bool = True) -> socket.socket:
+    """A request for a scripted answer on a connection of its own, over HTTP/1.1."""
+    body = json.dumps({"messages": ask(script), "stream": stream}).encode()
+    lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {len(body)}"]
+    connection = socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)
+    connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+    return connection
+
+
 class Proxy:
     """Passes TCP connections on to a port, until they are cut off with a reset."""
 
     def __init__(self, port: int) -> None:
-        self._target = port
+        self.target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._sockets: list[socket.socket] = []
@@ -201,7 +213,7 @@ class Proxy:
             while True:
                 near, _ = self._listener.accept()
                 try:
-                    far = socket.create_connection(("127.0.0.1", self._target))
+                    far = socket.create_connection(("127.0.0.1", self.target))
                 except OSError:
                     near.close()
                     continue

@@ -16,7 +16,7 @@ import grpc
 import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from stack import Stack, note, stack_of, wait_until
+from stack import Stack, note, send, stack_of, wait_until
 
 from test_e2e import ask, connect, count_aborted, stream_text
 
@@ -35,15 +35,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def own(tmp_path: Path) -> Iterator[Stack]:
     with stack_of(tmp_path, "--drain-delay", "3") as made:
         yield made
-
-
-def send(stack: Stack, script: dict[str, Any], *, stream: bool = True) -> socket.socket:
-    """A request on a connection of its own."""
-    body = json.dumps({"messages": ask(script), "stream": stream}).encode()
-    lines = [f"POST /{CHAT} HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {len(body)}"]
-    connection = socket.create_connection(("127.0.0.1", stack.envoy.port), timeout=20)
-    connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
-    return connection
 
 
 def read_until(connection: socket.socket, wanted: bytes) -> bytes:
@@ -70,7 +61,7 @@ def read_all(connection: socket.socket) -> bytes:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_ends_the_call(stack: Stack, script: dict[str, Any], stream: bool):
     before = count_aborted(stack.sim)
-    with closing(send(stack, script, stream=stream)) as connection:
+    with closing(send(stack.envoy.port, script, stream=stream)) as connection:
         if stream and "text" in script:
             read_until(connection, TOKEN)
         wait_until(lambda: stack.sim.server.running)
@@ -83,16 +74,16 @@ def test_a_client_that_goes_away_ends_the_call(stack: Stack, script: dict[str, A
 
 def test_requests_in_flight_are_given_back(stack: Stack):
     before = len(stack.ext_proc.requests())
-    with closing(send(stack, {"first_delay_ms": FOREVER})):
+    with closing(send(stack.envoy.port, {"first_delay_ms": FOREVER})):
         wait_until(lambda: stack.sim.server.running)
     wait_until(lambda: len(stack.ext_proc.requests()) > before)
     assert stack.ext_proc.requests()[-1].status == "the client has gone"
 
 
 def test_ext_proc_killed_amid_requests_is_a_503_or_a_broken_body(own: Stack):
-    started = send(own, {"text": "word " * 500, "delay_ms": 20})
+    started = send(own.envoy.port, {"text": "word " * 500, "delay_ms": 20})
     seen = read_until(started, TOKEN)
-    waiting = send(own, {"first_delay_ms": FOREVER})
+    waiting = send(own.envoy.port, {"first_delay_ms": FOREVER})
     wait_until(lambda: len(own.sim.server.running) == 2)
     own.ext_proc.process.kill()
     with closing(started), closing(waiting):

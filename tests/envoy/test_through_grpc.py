@@ -124,7 +124,7 @@ class TestAScriptedServer:
 
 
 def encoded(
-    dialect: str, request_id: str, *, script: dict[str, Any] | None = None, stream: bool = True, **sampling: Any
+    dialect: str, request_id: str, *, script: dict[str, Any] | None = None, stream: bool = True, max_tokens: int = 50
 ) -> tuple[str, bytes]:
     """Path and message of a call that generates."""
     prompt = "Tell me" if script is None else f"Tell me [[sim {json.dumps(script)}]]"
@@ -133,7 +133,7 @@ def encoded(
         request_id=request_id,
         prompt_token_ids=encode(prompt),
         stream=stream,
-        sampling=SamplingParams(max_tokens=50),
+        sampling=SamplingParams(max_tokens=max_tokens),
     )
     return adapter.path_for(request), adapter.encode_request(request).SerializeToString()
 
