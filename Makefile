@@ -58,6 +58,7 @@ published: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/per_chunk.py
+	$(BIN)/python bench/ext_proc.py
 
 data: $(STAMP)
 	$(BIN)/python tools/vendor.py write-data

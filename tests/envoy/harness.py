@@ -104,6 +104,11 @@ class Envoy:
                 pytest.fail(f"{len(found)} lines of access log instead of {lines}:\n{self.log()}")
             time.sleep(0.02)
 
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The process of Envoy."""
+        return self._process
+
     def check(self) -> None:
         """Fail the test if Envoy is dead."""
         if self._process.poll() is not None:

@@ -24,7 +24,17 @@ from .. import (
     encode_error_response,
 )
 from ._http_reading import HttpReading
-from ._wire import Pairs, buffered_answer, encode_mutation, headers_answer, immediate_answer, streamed_answers, trailers_answer
+from ._wire import (
+    MAX_BODY_BYTES,
+    Pairs,
+    buffered_answer,
+    encode_mutation,
+    headers_answer,
+    immediate_answer,
+    streamed_answer,
+    streamed_answers,
+    trailers_answer,
+)
 
 Answers: TypeAlias = Sequence[Any]
 """ProcessingResponses."""
@@ -99,6 +109,11 @@ class Rewritten:
         if self._reading.ended:
             return tuple(streamed_answers("response", b"", end=end))
         outputs = self._reading.receive_data(data)
+        if self._is_released and not end and len(outputs) == 1 and type(outputs[0]) is BodyChunk:  # most are
+            piece = outputs[0].data
+            if len(piece) <= MAX_BODY_BYTES:
+                self.bytes_sent += len(piece)
+                return (streamed_answer(piece),)
         if end and not self._reading.ended:
             outputs = (*outputs, *self._reading.receive_eof())
         if self._whole_bodies:

@@ -42,13 +42,20 @@ def headers_answer(direction: Direction, mutation: Any = None, *, reroute: bool 
     return ProcessingResponse(**{f"{direction}_headers": {"response": common}})
 
 
+def streamed_answer(data: bytes) -> Any:
+    """A piece of a response's body, as for `streamed_answers`; twice as fast as with keyword arguments, and once a token."""
+    answer = ProcessingResponse()
+    answer.response_body.response.body_mutation.streamed_response.body = data
+    return answer
+
+
 def streamed_answers(direction: Direction, data: bytes, *, end: bool) -> Iterator[Any]:
     """Body bytes in pieces. `end` only mirrors what was received; without it no bytes are no message."""
     for start in range(0, len(data) or end, MAX_BODY_BYTES):
         piece = data[start : start + MAX_BODY_BYTES]
         answer = ProcessingResponse()
         body = answer.response_body if direction == "response" else answer.request_body
-        streamed = body.response.body_mutation.streamed_response  # twice as fast as keyword arguments, and once a token
+        streamed = body.response.body_mutation.streamed_response
         streamed.body = piece
         if end and start + MAX_BODY_BYTES >= len(data):
             streamed.end_of_stream = True

@@ -172,11 +172,21 @@ class Processor:
         """One ProcessingRequest."""
         if self.is_over:  # Envoy may still deliver what it had queued
             return ()
+        answer = self._answer
         try:
-            answers = self._receive(message)
+            if answer is not None and self._response_is_open and message.HasField("response_body"):  # most are
+                body = message.response_body
+                data, end = body.body, body.end_of_stream
+                self.bytes_received += len(data)
+                if end:
+                    self._end_response()
+                answers = answer.body(data, end=end)
+            else:
+                answers = self._receive(message)
+                answer = self._answer
         except CodecError as error:
             return self._refuse(error)
-        if self._answer is not None and self._answer.is_over:
+        if answer is not None and answer.is_over:
             self.is_over = True
         return answers
 
@@ -214,12 +224,6 @@ class Processor:
 
     def _receive(self, message: Any) -> Answers:
         kind = message.WhichOneof("request")
-        if kind == "response_body" and self._answer is not None and self._response_is_open:  # most are
-            body = message.response_body
-            self.bytes_received += len(body.body)
-            if body.end_of_stream:
-                self._end_response()
-            return self._answer.body(body.body, end=body.end_of_stream)
         if message.HasField("metadata_context"):
             self._read_metadata(message.metadata_context)
         if self._is_first:
