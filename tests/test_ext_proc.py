@@ -212,6 +212,7 @@ def test_credentials_control_and_client_grpc_headers_do_not_reach_the_model_serv
         ("grpc-encoding", "gzip"),
         ("x-gateway-inference-objective", "fast"),
         ("x-llm-d-inference-fairness-id", "t"),
+        ("x-llm-d-of-tomorrow", "t"),
         ("accept-encoding", "gzip"),
         ("content-length", "12"),
         ("transfer-encoding", "chunked"),
@@ -525,7 +526,15 @@ def test_the_usage_of_an_answer_that_passes_by_is_read_however_it_is_cut(cut: in
 
 def test_json_that_passes_by_is_counted_and_what_is_none_is_not():
     head = [(":status", "200"), ("content-type", "application/json")]
-    for body, tokens in ((b'{"usage": {"prompt_tokens": 3, "completion_tokens": null}}', 3), (b"{", 0), (b"[]", 0), (b"\xff", 0)):
+    odd = (
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"x":' + b"[" * 100_000,
+        b'{"usage":{"prompt_tokens":-1}}',
+        b'{"usage":{"prompt_tokens":' + b"9" * 400 + b"}}",
+    )
+    for body, tokens in ((b'{"usage": {"prompt_tokens": 3, "completion_tokens": null}}', 3), *((one, 0) for one in odd)):
         stream = Stream(gateway(FakeServer(dialect="http"))).ask(chat()).answer([body[:1], body[1:]], headers=head, trailers=None)
         assert stream.response.body == body
         assert stream.processor.usage.prompt_tokens == tokens
@@ -538,8 +547,11 @@ def test_a_request_without_a_body_is_passed_on_by_its_headers():
 
 
 def test_json_that_nobody_could_read_is_for_the_model_server_to_judge():
-    stream = Stream(gateway(FakeServer(dialect="http"))).ask(b"{not json")
-    assert stream.request.body == b"{not json"
+    for body in (b"{not json", b'{"x":' + b"[" * 100_000):
+        assert Stream(gateway(FakeServer(dialect="http"))).ask(body).request.body == body
+    odd = chat(model="m", stream=True, cache_salt=None)
+    inference = Stream(gateway(FakeServer(dialect="http"))).ask(odd).processor.plan.inference
+    assert (inference.model, inference.stream, inference.cache_salt) == ("m", True, "")
 
 
 # Answered here

@@ -140,6 +140,14 @@ def test_behind_another_picker_a_dialect_is_enough():
     ]
 
 
+def test_behind_another_picker_the_first_request_waits_until_the_server_is_known(sims: list[SimThread]):
+    with ext_proc("--picker", "none", "--dialect", "auto") as process:
+        message = first_message()
+        message.request_headers.headers.headers.add(key=DESTINATION, raw_value=f"127.0.0.1:{sims[0].port}".encode())
+        head, _ = asyncio.run(ask(process.address, message, body_message("request_body", chat(), end=True)))
+        assert head.HasField("request_headers")
+
+
 def test_the_pool_decides_and_is_read_again_when_it_changes(sims: list[SimThread], tmp_path: Path):
     manifest = (ROOT / "deploy/inferencepool-vllm-grpc.yaml").read_text()
     pool = tmp_path / "pool.yaml"

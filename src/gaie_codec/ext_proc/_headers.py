@@ -11,25 +11,8 @@ DROP_REASON: Final = "x-llm-d-request-dropped-reason"
 
 # The newer name first: it wins over the one that it replaces.
 MODEL_REWRITE: Final = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
-_CONTROL: Final = frozenset(
-    (
-        *MODEL_REWRITE,
-        "x-llm-d-inference-fairness-id",
-        "x-gateway-inference-fairness-id",
-        "x-llm-d-inference-objective",
-        "x-gateway-inference-objective",
-        "x-llm-d-slo-ttft-ms",
-        "x-slo-ttft-ms",
-        "x-llm-d-slo-tpot-ms",
-        "x-slo-tpot-ms",
-        "x-llm-d-video-fps",
-        "x-llm-d-video-duration-seconds",
-        "x-llm-d-video-resolution",
-        "x-gateway-destination-endpoint-subset",
-        "x-gateway-destination-endpoint-served",
-        DROP_REASON,
-    )
-)
+# Of pickers and for pickers, by their prefix: some are newer than any list.
+_CONTROL_PREFIXES: Final = ("x-gateway-", "x-llm-d-", "x-slo-")
 _HOP_BY_HOP: Final = frozenset(
     (
         "connection",
@@ -52,7 +35,8 @@ _KEPT: Final = frozenset(("host", "user-agent", "x-request-id", DESTINATION))
 
 def to_remove(names: Iterable[str]) -> Iterator[str]:
     """What no model server gets, whatever it speaks: meant for the picker, or for one hop."""
-    return (name for name in dict.fromkeys(names) if name in _CONTROL or name in _HOP_BY_HOP - {"te", "trailer"})
+    unwanted = _HOP_BY_HOP - {"te", "trailer"}
+    return (name for name in dict.fromkeys(names) if name in unwanted or (name.startswith(_CONTROL_PREFIXES) and name != DESTINATION))
 
 
 def to_remove_for_grpc(names: Iterable[str], forwarded: frozenset[str], replaced: Iterable[str]) -> Iterator[str]:

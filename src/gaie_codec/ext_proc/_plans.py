@@ -101,10 +101,13 @@ def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
     def answer(created: int, whole_bodies: bool) -> Answer:
         return Rewritten(call.response(created=created), set_headers=extra, whole_bodies=whole_bodies)
 
+    inference = call.inference
+    if call.is_passthrough and not (inference.prompt_token_ids or inference.prompt_text):
+        inference = msgspec.structs.replace(inference, prompt_text=_read(request.body)[1] or None)
     return Plan(
         mode=Mode.TRANSCODE,
         reason=f"OpenAI JSON for {transcoder.adapter.dialect}",
-        inference=call.inference,
+        inference=inference,
         request_id=request_id,
         dropped=call.dropped,
         set_headers=head,
@@ -161,23 +164,31 @@ def _unread(request: Incoming, reason: str) -> Plan:
 
 
 class _Body(msgspec.Struct):
-    model: str = ""
-    stream: bool = False
+    model: str | None = None
+    stream: bool | None = None
     messages: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
-    cache_salt: str = ""
+    cache_salt: str | None = None
+
+
+def _read(data: bytes) -> tuple[_Body, str]:
+    """What a picker wants to know of JSON that goes on as it is; the text is the JSON of the prompt, whose beginning says as much."""
+    try:
+        body = msgspec.json.decode(data, type=_Body)
+        return body, bytes(body.messages or body.prompt).decode("utf-8", "replace")
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return _Body(), ""  # not for us to judge: the model server says what is wrong with it
 
 
 def _passed(request: Incoming, reason: str) -> Plan:
-    try:
-        body = msgspec.json.decode(request.body, type=_Body)
-        text = bytes(body.messages or body.prompt).decode("utf-8", "replace")
-    except (msgspec.MsgspecError, UnicodeError):
-        # Not for us to judge: the model server says what is wrong with it.
-        body, text = _Body(), ""
+    body, text = _read(request.body)
     request_id = request.headers.get("x-request-id", request.own_id)
     inference = InferenceRequest(
-        request_id=request_id, model=body.model, stream=body.stream, prompt_text=text or None, cache_salt=body.cache_salt
+        request_id=request_id,
+        model=body.model or "",
+        stream=body.stream or False,
+        prompt_text=text or None,
+        cache_salt=body.cache_salt or "",
     )
     # Envoy takes the length away, and a request that comes whole has one.
     length = (("content-length", str(len(request.body))),) if request.body else ()

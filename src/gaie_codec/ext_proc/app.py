@@ -19,10 +19,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from .. import UsageError
+from .. import CodecError, UsageError
 from ..inferencepool import Override, WatchedPool, transcodes
 from ..openai import models
 from ..telemetry.loads import LoadsCollector
@@ -37,6 +38,7 @@ from .server import ExtProcServer
 # Long enough for model servers that are there to be asked; without one the data plane is told by 503.
 _SETTLE_S: Final = 3.0
 _SETTLE_STEP_S: Final = 0.05
+_LEARN_S: Final = 10.0
 _STARTED: Final = int(time.time())
 
 _log = logging.getLogger("gaie_codec.ext_proc")
@@ -107,6 +109,7 @@ async def run_ext_proc(
         server = ExtProcServer(
             gateway,
             observe=lambda processor: Accounting(processor, live, metrics, tracing),
+            learn=partial(_learn, live) if picker is None else None,
             request_timeout_s=request_timeout_s,
             body_timeout_s=body_timeout_s,
         )
@@ -148,6 +151,12 @@ async def _settle(live: Endpoints, stopping: asyncio.Event) -> None:
     give_up = time.monotonic() + _SETTLE_S
     while any(not endpoint.is_ready for endpoint in live) and time.monotonic() < give_up and not stopping.is_set():
         await asyncio.sleep(_SETTLE_STEP_S)
+
+
+async def _learn(live: Endpoints, destination: str) -> None:
+    """Give a model server that nobody knew a moment to say what it is."""
+    with contextlib.suppress(CodecError):  # the request says so itself
+        await live.for_address(destination).wait_until_known(_LEARN_S)
 
 
 def _declared(live: Endpoints, watched: WatchedPool | None, override: Override, *, speaks_by_default: bool) -> Callable[[], Declared]:

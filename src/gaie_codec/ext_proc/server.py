@@ -10,13 +10,15 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, Protocol
 
 from .. import UsageError
 from ..upstream.listen import check_listen
+from ._wire import decode_headers
 from .gateway import Gateway
 from .messages import PROCESS_PATH, SERVICE, ProcessingRequest, ProcessingResponse
+from .picking import DESTINATION
 from .processor import Processor
 
 try:
@@ -55,7 +57,8 @@ class StreamObserver(Protocol):
 class ExtProcServer:
     """Serves `envoy.service.ext_proc.v3.ExternalProcessor`, and grpc.health.v1 beside it.
 
-    `observe` is called for each stream once the request's headers are there, and nothing is decoded yet. `request_timeout_s` is the
+    `observe` is called for each stream once the request's headers are there, and nothing is decoded yet. `learn` is awaited before, with
+    the destination that another endpoint picker named: time to find out what is there (`Gateway.find`). `request_timeout_s` is the
     deadline of a whole answer, None for none; `body_timeout_s` that between two pieces of a request. Health knows the services "",
     "liveness", "readiness" and ext_proc's own; all but liveness are NOT_SERVING until `set_ready`, and again once `drain` was called.
     """
@@ -65,11 +68,13 @@ class ExtProcServer:
         gateway: Gateway,
         *,
         observe: Callable[[Processor], StreamObserver] | None = None,
+        learn: Callable[[str], Awaitable[None]] | None = None,
         request_timeout_s: float | None = 600.0,
         body_timeout_s: float = 25.0,
     ) -> None:
         self._gateway = gateway
         self._observe = observe
+        self._learn = learn
         self._request_timeout_s = request_timeout_s
         self._body_timeout_s = body_timeout_s
         self._server: Any = None
@@ -127,7 +132,7 @@ class ExtProcServer:
             self._health.known.add(service)
 
     async def _process(self, _: Any, context: Any) -> None:
-        stream = _Stream(self._gateway, context, self._observe, self._request_timeout_s, self._body_timeout_s)
+        stream = _Stream(self._gateway, context, self._observe, self._learn, self._request_timeout_s, self._body_timeout_s)
         try:
             await stream.run()
         finally:
@@ -155,6 +160,7 @@ class _Stream:
         gateway: Gateway,
         context: Any,
         observe: Callable[[Processor], StreamObserver] | None,
+        learn: Callable[[str], Awaitable[None]] | None,
         request_timeout_s: float | None,
         body_timeout_s: float,
     ) -> None:
@@ -164,6 +170,7 @@ class _Stream:
         self._context = context
         self._observe = observe
         self._observer: StreamObserver | None = None
+        self._learn = learn
         self._request_timeout_s = request_timeout_s
         self._body_timeout_s = body_timeout_s
         self._started_s = time.monotonic()
@@ -197,6 +204,10 @@ class _Stream:
             message = await self._read()
             if message is grpc.aio.EOF:
                 return
+            if self._learn is not None and message is not None and message.HasField("request_headers"):
+                destination = dict(decode_headers(message.request_headers.headers)).get(DESTINATION)
+                if destination is not None:
+                    await self._learn(destination)
             answers = processor.receive(message) if message is not None else processor.too_late()
             if processor.deferred:
                 self._set_deadline(self._request_timeout_s)
