@@ -526,14 +526,8 @@ def test_the_usage_of_an_answer_that_passes_by_is_read_however_it_is_cut(cut: in
 
 def test_json_that_passes_by_is_counted_and_what_is_none_is_not():
     head = [(":status", "200"), ("content-type", "application/json")]
-    odd = (
-        b"{",
-        b"[]",
-        b"\xff",
-        b'{"x":' + b"[" * 100_000,
-        b'{"usage":{"prompt_tokens":-1}}',
-        b'{"usage":{"prompt_tokens":' + b"9" * 400 + b"}}",
-    )
+    odd = [b"{", b"[]", b"\xff", b'{"x":' + b"[" * 100_000]
+    odd += [b'{"usage":{"prompt_tokens":%b}}' % count for count in (b"-1", b"9" * 400, b"1.5", b'"1"')]
     for body, tokens in ((b'{"usage": {"prompt_tokens": 3, "completion_tokens": null}}', 3), *((one, 0) for one in odd)):
         stream = Stream(gateway(FakeServer(dialect="http"))).ask(chat()).answer([body[:1], body[1:]], headers=head, trailers=None)
         assert stream.response.body == body
@@ -552,6 +546,11 @@ def test_json_that_nobody_could_read_is_for_the_model_server_to_judge():
     odd = chat(model="m", stream=True, cache_salt=None)
     inference = Stream(gateway(FakeServer(dialect="http"))).ask(odd).processor.plan.inference
     assert (inference.model, inference.stream, inference.cache_salt) == ("m", True, "")
+
+
+def test_the_picker_sees_the_prompt_of_a_chat_that_is_passed_through_as_its_json():
+    stream = Stream(gateway(FakeServer(dialect="sglang.runtime"))).ask(chat())
+    assert stream.processor.plan.inference.prompt_text == '[{"role": "user", "content": "Hi"}]'
 
 
 # Answered here
