@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import given
@@ -94,6 +96,23 @@ def test_names_become_addresses_and_addresses_have_one_spelling():
     assert list(resolved("10.0.0.1:80", "[FD00:0::1]:80", "10.0.0.1:81")) == ["10.0.0.1:80", "[fd00::1]:80", "10.0.0.1:81"]
     (address,) = resolved("localhost:80")
     assert address in ("127.0.0.1:80", "[::1]:80")
+
+
+def test_a_name_is_all_of_its_addresses_of_one_family(monkeypatch):
+    def answer(*addresses):
+        entries = [(socket.AF_INET6 if ":" in one else socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 80)) for one in addresses]
+        monkeypatch.setattr("asyncio.base_events.BaseEventLoop.getaddrinfo", AsyncMock(return_value=entries))
+        return list(resolved("pods.test:80"))
+
+    assert answer("10.0.0.2", "10.0.0.1", "10.0.0.2", "fd00::1") == ["10.0.0.1:80", "10.0.0.2:80"]
+    assert answer("fd00::2", "fd00::1") == ["[fd00::1]:80", "[fd00::2]:80"]
+    hosts = {"pods.test:80": True, "localhost:80": True, "10.0.0.1:80": False, "[::1]:80": False}
+    assert {text: decode_endpoint(text).is_name for text in hosts} == hosts
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_name_that_leads_nowhere_and_a_place_that_is_named_twice_are_refused():

@@ -382,6 +382,32 @@ def test_a_file_in_a_config_map_changes_by_a_link(tmp_path):
     asyncio.run(main())
 
 
+def test_a_name_is_looked_up_again(monkeypatch, caplog):
+    leads_to = ["127.0.0.1"]
+
+    async def look_up(loop, host, port, **_):
+        if not leads_to:
+            raise OSError("no such host")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in leads_to]
+
+    monkeypatch.setattr("asyncio.base_events.BaseEventLoop.getaddrinfo", look_up)
+
+    async def run():
+        async with started("pods.test:9,dialect=http") as endpoints:
+            first = endpoints.get("127.0.0.1:9")
+            leads_to.append("127.0.0.2")
+            await until(lambda: endpoints.get("127.0.0.2:9") is not None)
+            assert endpoints.get("127.0.0.1:9") is first, "who stays is not asked anew"
+            leads_to.clear()
+            await until(lambda: "the addresses from before stay" in caplog.text)
+            leads_to.append("127.0.0.2")
+            await until(lambda: endpoints.get("127.0.0.1:9") is None)
+            assert [endpoint.address for endpoint in endpoints] == ["127.0.0.2:9"]
+
+    with caplog.at_level("INFO"):
+        asyncio.run(run())
+
+
 def test_a_replacement_that_is_wrong_changes_nothing():
     async def main():
         async with started("127.0.0.1:1") as endpoints:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Final
@@ -38,6 +39,12 @@ class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str = ""
     """What it has to serve: known from here where it does not tell, else it is not ready unless it tells the same."""
+
+    @property
+    def is_name(self) -> bool:
+        """Whether the host has to be looked up: its addresses may change."""
+        host = self.target.rpartition(":")[0]
+        return not host.startswith("[") and re.fullmatch(r"[0-9.]+", host) is None
 
     def __str__(self) -> str:
         told = {"dialect": self.dialect if self.dialect != AUTO else "", "snapshot": self.snapshot, "model": self.model}
@@ -103,17 +110,19 @@ def read_endpoints(path: str | os.PathLike[str]) -> tuple[EndpointSpec, ...]:
 
 
 async def resolve(specs: tuple[EndpointSpec, ...]) -> dict[str, EndpointSpec]:
-    """By IP:PORT, names being looked up. Raises UsageError for a name that leads nowhere, and for two that lead to one place."""
+    """By IP:PORT, names being looked up: all addresses of a name, IPv4 where it has such. Raises UsageError for a name that leads nowhere,
+    and for two that lead to one place."""
     found: dict[str, EndpointSpec] = {}
-    for spec, address in zip(specs, await asyncio.gather(*map(_resolve, specs)), strict=True):
-        if address in found:
-            other = found[address]
-            raise UsageError(f"endpoint {spec}: there twice" if spec == other else f"endpoint {spec}: the same place as {other}")
-        found[address] = spec
+    for spec, addresses in zip(specs, await asyncio.gather(*map(_resolve, specs)), strict=True):
+        for address in addresses:
+            if address in found:
+                other = found[address]
+                raise UsageError(f"endpoint {spec}: there twice" if spec == other else f"endpoint {spec}: the same place as {other}")
+            found[address] = spec
     return found
 
 
-async def _resolve(spec: EndpointSpec) -> str:
+async def _resolve(spec: EndpointSpec) -> tuple[str, ...]:
     host, _, number = spec.target.rpartition(":")
     host, port = host.removeprefix("[").removesuffix("]"), int(number)
     if "%" in host:
@@ -121,6 +130,9 @@ async def _resolve(spec: EndpointSpec) -> str:
     try:
         async with asyncio.timeout(_RESOLVE_TIMEOUT_S):
             entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return encode_address(str(entries[0][4][0]), port)
+        families = {entry[0] for entry in entries}
+        family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
+        # In one order, whatever that of the answers is today.
+        return tuple(sorted({encode_address(str(entry[4][0]), port) for entry in entries if entry[0] == family}))
     except (OSError, UnicodeError, TimeoutError) as error:  # the idna codec raises UnicodeError for a label that is too long
         raise UsageError(f"endpoint {spec}: the host name cannot be resolved") from error

@@ -43,6 +43,7 @@ class Endpoints:
         self._file_interval_s = file_interval_s
         self._endpoints: dict[str, Endpoint] = {}
         self._assigned: OrderedDict[str, Endpoint] = OrderedDict()
+        self._listed: tuple[EndpointSpec, ...] = ()
         self._watches: dict[Endpoint, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -58,7 +59,7 @@ class Endpoints:
         check_interval_s: float = 5.0,
         file_interval_s: float = 1.0,
     ) -> Endpoints:
-        """Begin to watch `specs` and those of the file at `path`, which is read again when it has changed.
+        """Begin to watch `specs` and those of the file at `path`, which is read again when it has changed; names are looked up again, too.
 
         `default_dialect` is for `for_address`. Returns without waiting for a model server; a tokenizer that is not the servers' own is
         loaded before. Raises UsageError with one line for what is wrong in what was given.
@@ -72,9 +73,11 @@ class Endpoints:
         signature = _signature(path) if path is not None else None
         listed = (*fixed, *read_endpoints(path)) if path is not None else fixed
         found = await resolve(listed)
+        made._listed = listed
         if any(spec.dialect != HTTP for spec in (*listed, *([default] if default is not None else ()))):
             await made._transcoders.load()
         made._replace(found)
+        made._run(made._look_up_again(check_interval_s))
         if path is not None:
             made._run(made._follow(path, signature, fixed))
         return made
@@ -138,6 +141,7 @@ class Endpoints:
         found = await resolve(listed)
         if any(spec.dialect != HTTP for spec in listed):
             await self._transcoders.load()
+        self._listed = listed
         self._replace(found)
 
     def _replace(self, found: dict[str, EndpointSpec]) -> None:
@@ -170,6 +174,25 @@ class Endpoints:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    async def _look_up_again(self, interval_s: float) -> None:
+        complaint = ""
+        while True:
+            await asyncio.sleep(interval_s)
+            listed = self._listed
+            if not any(spec.is_name for spec in listed):
+                continue
+            try:
+                found = await resolve(listed)
+            except UsageError as error:
+                if str(error) != complaint:
+                    complaint = str(error)
+                    _log.warning("%s; the addresses from before stay", complaint)
+                continue
+            complaint = ""
+            if listed is self._listed and found.keys() != self._endpoints.keys():
+                _log.info("names lead to %d endpoints now", len(found))
+                self._replace(found)
 
     async def _follow(self, path: str | os.PathLike[str], seen: Any, fixed: tuple[EndpointSpec, ...]) -> None:
         complaint = ""
