@@ -108,11 +108,6 @@ def test_a_name_is_all_of_its_addresses_of_one_family(monkeypatch):
     assert answer("fd00::2", "fd00::1") == ["[fd00::1]:80", "[fd00::2]:80"]
     hosts = {"pods.test:80": True, "localhost:80": True, "10.0.0.1:80": False, "[::1]:80": False}
     assert {text: decode_endpoint(text).is_name for text in hosts} == hosts
-        True,
-        True,
-        False,
-        False,
-    ]
 
 
 def test_a_name_that_leads_nowhere_and_a_place_that_is_named_twice_are_refused():
