@@ -41,10 +41,10 @@ class Process:
     def __init__(self, *command: str) -> None:
         self.process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        ready = re.fullmatch(r"ready ext_proc=(\S+)\n", self.process.stdout.readline())
+        ready = re.fullmatch(r"ready ext_proc=(\S+)(?: metrics=(\S+))?\n", self.process.stdout.readline())
         if ready is None:
             pytest.fail(f"no start: {self.process.communicate()[1]}")
-        self.address = ready[1]
+        self.address, self.metrics = ready[1], ready[2]
 
     def stop(self, number: int = signal.SIGTERM) -> str:
         self.process.send_signal(number)
@@ -196,31 +196,19 @@ def test_wrong_arguments_are_one_line_and_status_2(arguments: tuple[str, ...], s
 
 def test_metrics_and_the_loads_of_model_servers_can_be_scraped():
     sim = SimThread("vllm.engine", script=Script(waiting=7))
-    with (
-        socket_port() as metrics,
-        ext_proc("--endpoint", f"127.0.0.1:{sim.port}", "--metrics-listen", f"127.0.0.1:{metrics}", "--loads-interval", "0.1") as process,
-    ):
+    options = ("--endpoint", f"127.0.0.1:{sim.port}", "--metrics-listen", "127.0.0.1:0", "--loads-interval", "0.1")
+    with ext_proc(*options) as process:
         picked(process.address)
         give_up = time.monotonic() + 20
         told: dict[str, Any] = {}
         while "vllm:num_requests_waiting" not in told and time.monotonic() < give_up:
-            with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{process.metrics}/metrics", timeout=5) as answer:
                 text = answer.read().decode()
             told = {family.name: family.samples for family in text_string_to_metric_families(text)}
     (waiting,) = told["vllm:num_requests_waiting"]
     assert (waiting.value, waiting.labels["endpoint"]) == (7, f"127.0.0.1:{sim.port}")
     assert sum(sample.value for sample in told["gaie_codec_requests"] if sample.labels.get("mode") == "http-in-grpc-out") == 1
     sim.stop()
-
-
-@contextlib.contextmanager
-def socket_port() -> Iterator[int]:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    yield port
 
 
 def test_the_example_keeps_servers_for_long_prompts(sims: list[SimThread]):

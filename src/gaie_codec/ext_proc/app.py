@@ -67,7 +67,8 @@ async def run_ext_proc(
     metrics_listen: str | None = None,
     tls: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Prints `ready ext_proc=HOST:PORT` to stdout once it accepts streams; port 0 takes a free one.
+    """Serve until SIGTERM or SIGINT. Prints `ready ext_proc=HOST:PORT`, and ` metrics=HOST:PORT` where `metrics_listen` is given, to
+    stdout once it accepts streams; port 0 takes a free one.
 
     `endpoints` and the lines of `endpoints_file` are `HOST:PORT[,dialect=D][,snapshot=S][,model=NAME]`. `picker` None only transcodes,
     behind another endpoint picker; `dialect` and `snapshot` are then those of model servers that are not listed. `pool` is an InferencePool
@@ -113,8 +114,11 @@ async def run_ext_proc(
             request_timeout_s=request_timeout_s,
             body_timeout_s=body_timeout_s,
         )
+        also = ""
         if metrics_listen is not None:
-            stack.callback(serve_metrics(metrics_listen, metrics.registry).close)
+            scraped = serve_metrics(metrics_listen, metrics.registry)
+            stack.callback(scraped.close)
+            also = f" metrics={metrics_listen.rpartition(':')[0]}:{scraped.port}"
         port = await server.start(listen, tls=keys)
         stack.push_async_callback(server.stop, shutdown_timeout_s)
         asking = asyncio.create_task(watch_loads(live, collector, loads_interval_s))
@@ -122,7 +126,7 @@ async def run_ext_proc(
         with _signals() as stopping:
             await _settle(live, stopping)
             await server.set_ready()
-            sys.stdout.write(f"ready ext_proc={listen.rpartition(':')[0]}:{port}\n")
+            sys.stdout.write(f"ready ext_proc={listen.rpartition(':')[0]}:{port}{also}\n")
             sys.stdout.flush()
             await stopping.wait()
             await server.drain()
