@@ -133,7 +133,10 @@ class Stream:
         if kind.endswith("_headers"):
             assert way.headers is None, "headers twice"
             way.headers = mutated(answer, kind, way.removed)
-            way.reroutes = getattr(answer, kind).response.clear_route_cache
+            common = getattr(answer, kind).response
+            way.reroutes = common.clear_route_cache
+            if common.status == common.CONTINUE_AND_REPLACE:
+                way.body, way.ended = common.body_mutation.body, True
         elif kind.endswith("_body"):
             mutation = getattr(answer, kind).response.body_mutation
             mode = self.modes[0] if way is self.request else self.modes[1]

@@ -169,32 +169,42 @@ def test_a_body_that_ends_without_trailers_mirrors_the_end():
     assert stream.response.ended
 
 
-def test_a_broken_frame_amid_the_stream_ends_the_answer_and_the_call():
+def test_a_broken_frame_amid_the_stream_ends_the_answer_and_the_rest_is_swallowed():
     stream = Stream().ask(chat(stream=True))
     stream.send(headers_message("response_headers", GRPC_HEAD))
     stream.send(body_message("response_body", frames(EVENTS[:1])))
     stream.send(body_message("response_body", b"\x07\x00\x00\x00\x00"))
     assert b'"error"' in stream.response.body
-    assert stream.response.ended
-    assert stream.processor.is_over
-    assert stream.send(headers_message("response_trailers", OK)) == []
+    assert stream.processor.goes_on
+    assert stream.send(body_message("response_body", frames(EVENTS[1:]))) == []
+    stream.send(headers_message("response_trailers", OK))
+    assert stream.response.removed_trailers == {"grpc-status"}
+    assert not stream.response.ended, "the trailers are the end"
+    assert not stream.processor.goes_on
 
 
-@pytest.mark.parametrize("dialect", ["sglang.scheduler"])
 @pytest.mark.parametrize("stream_it", [False, True])
-def test_a_stop_string_that_the_server_does_not_know_ends_the_call(dialect: str, stream_it: bool):
-    stream = Stream(gateway(FakeServer(dialect=dialect))).ask(chat(stream=stream_it, stop=["there"]))
+def test_a_stop_string_that_the_server_does_not_know_ends_the_call(stream_it: bool):
+    stream = Stream(gateway(FakeServer(dialect="sglang.scheduler"))).ask(chat(stream=stream_it, stop=["there"]))
     stream.send(headers_message("response_headers", GRPC_HEAD))
-    for piece in answer_frames("Hi there you", dialect)[:4]:
+    pieces = answer_frames("Hi there you", "sglang.scheduler")
+    for piece in pieces[:4]:
         stream.send(body_message("response_body", piece))
-    assert stream.processor.is_over
     assert stream.processor.error is None
-    if stream_it:
-        assert stream.response.ended
-        assert stream.response.body.endswith(b"data: [DONE]\n\n")
-    else:
+    if not stream_it:  # nothing was sent yet: the whole answer goes at once, which cancels the call
         assert stream.immediate.status.code == 200
         assert json.loads(stream.immediate.body)["choices"][0]["finish_reason"] == "stop"
+        assert stream.processor.is_over
+        return
+    assert stream.response.body.endswith(b"data: [DONE]\n\n")
+    assert stream.processor.goes_on
+    path, message = stream.processor.plan.abort
+    assert path == "/sglang.grpc.scheduler.SglangScheduler/Abort"
+    assert b"chatcmpl-own" in message
+    assert not stream.response.ended
+    stream.take(stream.processor.cut())
+    assert stream.response.ended
+    assert stream.processor.is_over
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -391,6 +401,32 @@ def test_without_a_picker_the_destination_stays_and_names_the_server():
     assert Stream(behind).ask(chat(), headers=[("x-gateway-destination-endpoint", "nonsense")]).immediate.status.code == 502
 
 
+@pytest.mark.parametrize("stream_it", [False, True])
+@pytest.mark.parametrize("status", [(("grpc-status", "3"), ("grpc-message", "no"))])
+def test_behind_another_picker_every_answer_goes_through_its_filter(stream_it: bool, status: tuple[tuple[str, str], ...]):
+    behind = gateway(SERVER, picker=None)
+
+    def said(stream: Stream) -> tuple[str, object]:
+        assert stream.immediate is None, "that would pass the other filter by"
+        return stream.response.headers[":status"], json.loads(stream.response.body)["error"]["message"]
+
+    request = chat(stream=stream_it)
+    trailers_only = Stream(behind).ask(request).answer(headers=(*GRPC_HEAD, *status), trailers=None)
+    assert said(trailers_only) == ("400", "no")
+    assert said(Stream(behind).ask(request).answer(trailers=status)) == ("400", "no")
+    late = Stream(behind).ask(chat()).answer([ANSWER], trailers=status)
+    assert said(late) == ("400", "no")
+    assert late.response.removed_trailers == {"grpc-status", "grpc-message"}
+    own = Stream(behind).ask(request).answer([b"no healthy upstream"], headers=[(":status", "503")], trailers=None)
+    assert said(own)[0] == "503"
+    assert own.response.ended
+    broken = Stream(behind).ask(request)
+    broken.send(headers_message("response_headers", GRPC_HEAD))
+    broken.send(body_message("response_body", b"\x07\x00\x00\x00\x00"))
+    assert said(broken)[0] == "502"
+    assert broken.processor.goes_on
+
+
 def test_without_a_picker_and_a_destination_all_servers_must_be_alike():
     assert Stream(gateway(SERVER, picker=None)).ask(chat()).request.headers[":path"] == GENERATE
     mixed = gateway(SERVER, FakeServer(dialect="sglang.scheduler"), picker=None)
@@ -578,6 +614,9 @@ def test_other_body_modes_are_refused_by_name_at_the_start(mode: int, side: int)
     said = json.loads(stream.immediate.body)["error"]["message"]
     assert said.startswith(("request_body_mode is ", "response_body_mode is ")[side])
     assert "FULL_DUPLEX_STREAMED" in said
+    path, request = grpc_request()
+    called = Stream(mode=modes[0], response_mode=modes[1]).ask(request, path=path, content_type=GRPC)
+    assert called.immediate.grpc_status.status == Code.INTERNAL
 
 
 def test_a_data_plane_that_does_not_tell_its_mode_has_full_duplex():

@@ -26,7 +26,7 @@ from ext_proc_stream import CHAT, FULL_DUPLEX, GRPC_HEAD, SERVER, answer_frames,
 from gaie_codec import UsageError
 from gaie_codec.ext_proc.messages import PROCESS_PATH, ProcessingRequest, ProcessingResponse
 from gaie_codec.ext_proc.processor import Processor
-from gaie_codec.ext_proc.server import ExtProcServer
+from gaie_codec.ext_proc.server import ExtProcServer, Hooks
 from gaie_codec.sim import Script
 from sim_thread import SimThread
 
@@ -358,8 +358,11 @@ def test_who_embeds_it_learns_of_each_stream():
         def closed(self, ttft_s: float | None, duration_s: float) -> None:
             seen.append(("closed", self.processor.usage.completion_tokens, ttft_s is not None and 0 < ttft_s <= duration_s))
 
+    class Watching(Hooks):
+        opened = staticmethod(Notes)
+
     async def test() -> None:
-        async with serving(observe=Notes) as (_, address), stream_to(address) as call:
+        async with serving(hooks=Watching()) as (_, address), stream_to(address) as call:
             await call.write(first_message())
             await call.write(body_message("request_body", chat(), end=True))
             await call.write(headers_message("response_headers", GRPC_HEAD))

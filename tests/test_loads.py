@@ -178,3 +178,13 @@ def test_the_simulated_server_tells_its_size(adapter):
             await server.stop()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("adapter", EVERY, ids=name_of)
+def test_a_request_is_aborted_where_the_snapshot_can(adapter):
+    assert (adapter.abort_path is not None) == has_method(adapter.snapshot, "Abort") == (adapter.encode_abort is not None)
+    if adapter.abort_path is not None:
+        request = adapter.snapshot.method_at(adapter.abort_path).request
+        ((field, value),) = request.FromString(adapter.encode_abort("r1").SerializeToString()).ListFields()
+        names = {"rid": "r1", "request_id": "r1", "request_ids": ["r1"]}
+        assert (value if isinstance(value, str) else list(value)) == names[field.name]

@@ -114,6 +114,9 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     capacity_path: str | None = None
     """The path of the answer that `decode_capacity` takes, None where none tells of it. The request has no fields."""
 
+    abort_path: str | None = None
+    """The path of Abort, for hosts that cannot just cancel a call; None where the snapshot has none."""
+
     request_type: type[Message]
     response_type: type[Message]
     """Of `generate_path`."""
@@ -180,6 +183,8 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     """What a status other than OK means, where the server hides another one in it."""
     decode_model_info: Callable[[Mapping[str, Any]], ModelInfo]
     """Answers by path; a server may leave some out."""
+    encode_abort: Callable[[str], Message] | None = None
+    """The request of `abort_path` for a request's id."""
     encode_model_info: Callable[[ModelInfo], Mapping[str, Message]]
 
     decode_loads: Callable[[Any], Loads] | None = None
@@ -188,6 +193,17 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     encode_capacity: Callable[[Capacity], Message] | None = None
 
     passthrough: Passthrough | None = None
+
+
+def find_abort(
+    snapshot: Snapshot, service: str, fields: Callable[[str], Mapping[str, Any]]
+) -> tuple[str | None, Callable[[str], Message] | None]:
+    """`abort_path` and `encode_abort` of a service; `fields` are those of the request for a request's id."""
+    if service not in snapshot.services or not snapshot.has_method(service, "Abort"):
+        return None, None
+    method = snapshot.method(service, "Abort")
+    request_type: Any = method.request
+    return method.path, lambda request_id: request_type(**fields(request_id))
 
 
 def trace_metadata(request: InferenceRequest) -> tuple[tuple[str, str], ...]:

@@ -31,6 +31,7 @@ from ._wire import (
     encode_mutation,
     headers_answer,
     immediate_answer,
+    replaced_answer,
     streamed_answer,
     streamed_answers,
     trailers_answer,
@@ -50,7 +51,8 @@ _NOT_FOR_HTTP: Final = _NOT_FOR_GRPC | {"trailer", "grpc-accept-encoding", "acce
 class Rewritten:
     """An answer that is made anew: OpenAI JSON or SSE, or gRPC in the client's dialect.
 
-    `set_headers` are to be on it whatever it says. `whole_bodies` is Envoy's mode BUFFERED.
+    `set_headers` are to be on it whatever it says. `whole_bodies` is Envoy's mode BUFFERED. `is_chained` says that other filters have to
+    see the answer, which an ImmediateResponse would pass by.
     """
 
     def __init__(
@@ -59,11 +61,13 @@ class Rewritten:
         *,
         set_headers: Sequence[tuple[str, str]] = (),
         whole_bodies: bool = False,
+        is_chained: bool = False,
         is_grpc: bool = False,
     ) -> None:
         self._reading: Any = reading  # the outputs of both are taken alike
         self._set_headers = tuple(set_headers)
         self._whole_bodies = whole_bodies
+        self._is_chained = is_chained and not whole_bodies and not is_grpc
         self._is_grpc = is_grpc
         self._names: list[str] = []
         self._trailers: tuple[tuple[str, str], ...] = ()
@@ -73,6 +77,8 @@ class Rewritten:
         self.status = 0
         self.bytes_sent = 0
         self.has_started = False
+        self.goes_on = False
+        """The answer is complete, and the model server is not: a stop string of ours, or a fault amid the stream."""
         self.is_over = False
 
     @property
@@ -99,16 +105,20 @@ class Rewritten:
         outputs = [*self._reading.receive_headers(fields, status=status)]
         if end and not self._reading.ended:
             outputs += self._reading.receive_trailers(fields)
-        if self._reading.ended:
+        if end:
+            return self._without_data(outputs)
+        if self._reading.ended and not self._is_chained:
             return self._at_once(*self._taken(outputs))
+        self._held = outputs
         return (headers_answer("response"),) if self._whole_bodies else ()
 
     def body(self, data: bytes, *, end: bool) -> Answers:
         """What the bytes bring."""
         self._has_data = True
         if self._reading.ended:
-            return tuple(streamed_answers("response", b"", end=end))
-        outputs = self._reading.receive_data(data)
+            held, self._held = self._held, []
+            return self._stream(held, end=end)
+        outputs: Sequence[Any] = self._reading.receive_data(data)
         if self._is_released and not end and len(outputs) == 1 and type(outputs[0]) is BodyChunk:  # most are
             piece = outputs[0].data
             if len(piece) <= MAX_BODY_BYTES:
@@ -120,48 +130,63 @@ class Rewritten:
             # Envoy holds head and body until the trailers are answered, and sends these only after the body is: nothing of it is said now.
             self._held += outputs
             return self._at_once(*self._taken(self._held)) if self._reading.ended else (buffered_answer("response", b""),)
-        return self._stream(outputs, end=end) if outputs or end else ()
+        return self._stream(outputs, end=end)
 
     def trailers(self, fields: Pairs) -> Answers:
         """The rest of the body, and an end without gRPC's trailers for who does not speak gRPC."""
-        answers: list[Any] = []
+        outputs, self._held = self._held, []
         if not self._reading.ended:
-            outputs = self._reading.receive_trailers(fields)
-            if not self._has_data or self._whole_bodies:
-                outputs = [*self._held, *outputs]
+            outputs += self._reading.receive_trailers(fields)
+            if self._whole_bodies:
                 return self._at_once(*self._taken(outputs))
-            answers += self._stream(outputs, end=False, in_trailers=True)
-            if self.is_over:
-                return answers
-        kept = {name for name, _ in self._trailers}
-        answers.append(trailers_answer("response", encode_mutation(self._trailers, (name for name, _ in fields if name not in kept))))
+        if not self._has_data:
+            return self._without_data(outputs)
+        answers = [*self._stream(outputs, in_trailers=True)]
+        if not self.is_over:
+            kept = {name for name, _ in self._trailers}
+            answers.append(trailers_answer("response", encode_mutation(self._trailers, (name for name, _ in fields if name not in kept))))
         return answers
 
     def too_late(self) -> Answers:
         """The deadline has passed. An answer that has begun ends with the error, and is then cut off."""
         if self._reading.ended:
-            return self._cut()
+            return self.cut()
         outputs = self._reading.receive_status(Code.DEADLINE_EXCEEDED, _LATE)
         if not self._is_released or self._is_grpc:
             return self._at_once(*self._taken(outputs))
-        return self._stream(outputs, end=False)
+        return (*self._stream(outputs), *self.cut())
 
-    def _stream(self, outputs: Iterable[Any], *, end: bool, in_trailers: bool = False) -> Answers:
+    def cut(self) -> Answers:
+        """Ends an answer that has begun while the model server goes on, which cancels its call. Where other filters are before this one,
+        an end that crosses the model server's trailers never reaches the client (docs/envoy.md), so it is not the first thing to do."""
+        self.is_over = True
+        return tuple(streamed_answers("response", b"", end=True))
+
+    def _stream(self, outputs: Iterable[Any], *, end: bool = False, in_trailers: bool = False) -> Answers:
         head, data = self._taken(outputs)
-        # By us: a stop string of ours, or a fault amid the stream. A gRPC client gets its status in the server's trailers.
-        is_cut = self._reading.ended and not (end or in_trailers or self._is_grpc)
+        goes_on = self._reading.ended and not (end or in_trailers)
         if not self._is_released:
-            if self._reading.ended and (is_cut or self.error is not None):
+            if self._reading.ended and (goes_on or self.error is not None) and not self._is_chained:
                 return self._at_once(head, data)
             if head is None:
                 return ()
+        # A gRPC client gets its status in the trailers: the end of the model server's is waited for.
+        self.goes_on = goes_on and not self._is_grpc
         answers = [headers_answer("response", self._head_mutation(head))] if head is not None else []
         self._is_released = True
         if data:
             self.has_started = True
             self.bytes_sent += len(data)
-        answers += streamed_answers("response", data, end=end)
-        return [*answers, *self._cut()] if is_cut else answers
+        return [*answers, *streamed_answers("response", data, end=end)]
+
+    def _without_data(self, outputs: Iterable[Any]) -> Answers:
+        """The model server sent headers, and maybe trailers, but no body for which another could be sent."""
+        head, data = self._taken(outputs)
+        if not self._is_chained or head is None:
+            return self._at_once(head, data)
+        self.has_started = True
+        self.bytes_sent += len(data)
+        return (replaced_answer(self._head_mutation(head), data),)
 
     def _taken(self, outputs: Iterable[Any]) -> tuple[ResponseHead | None, bytes]:
         head = None
@@ -194,11 +219,6 @@ class Rewritten:
         headers = [(name, value) for name, value in (*head.headers, *self._set_headers) if name != "content-length"]
         return (immediate_answer(head.status, data, headers, details=details),)
 
-    def _cut(self) -> Answers:
-        """Ends an answer that has begun while the model server goes on."""
-        self.is_over = True
-        return tuple(streamed_answers("response", b"", end=True))
-
 
 def immediate_error(error: CodecError, set_headers: Iterable[tuple[str, str]] = ()) -> Any:
     """The answer to an HTTP client in OpenAI's form."""
@@ -227,7 +247,7 @@ class Untouched:
         self.status = 0
         self.bytes_sent = 0
         self.has_started = False
-        self.is_over = False
+        self.goes_on = self.is_over = False
 
     @property
     def error(self) -> CodecError | None:

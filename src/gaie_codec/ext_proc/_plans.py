@@ -57,6 +57,8 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     why_not: str = ""
     forwarded: frozenset[str] = frozenset()
     timeout_s: float | None = None
+    is_chained: bool = False
+    """Whether other filters have to see the answer."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +74,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes | None = None
     answer: Callable[[int, bool], Answer]
     """Of the time in seconds since the epoch, and whether Envoy hands over whole bodies."""
+    abort: tuple[str, bytes] | None = None
+    """Path and message of the call that ends this one at the model server, where there is such."""
 
 
 def make_plan(request: Incoming, server: Server) -> Plan:
@@ -99,7 +103,7 @@ def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
     extra = encode_answer_headers(request_id, call.dropped)
 
     def answer(created: int, whole_bodies: bool) -> Answer:
-        return Rewritten(call.response(created=created), set_headers=extra, whole_bodies=whole_bodies)
+        return Rewritten(call.response(created=created), set_headers=extra, whole_bodies=whole_bodies, is_chained=request.is_chained)
 
     inference = call.inference
     if call.is_passthrough and not (inference.prompt_token_ids or inference.prompt_text):
@@ -114,6 +118,7 @@ def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
         remove=removed,
         body=call.frame,
         answer=answer,
+        abort=None if call.is_passthrough else _abort(transcoder, inference.request_id),
     )
 
 
@@ -161,6 +166,13 @@ def _unread(request: Incoming, reason: str) -> Plan:
         remove=tuple(to_remove(request.headers)),
         answer=lambda _, whole_bodies: Untouched(None, is_grpc=True, whole_bodies=whole_bodies),
     )
+
+
+def _abort(transcoder: Transcoder, request_id: str) -> tuple[str, bytes] | None:
+    adapter = transcoder.adapter
+    if adapter.abort_path is None or adapter.encode_abort is None:
+        return None
+    return adapter.abort_path, adapter.encode_abort(request_id).SerializeToString()
 
 
 class _Body(msgspec.Struct):

@@ -75,6 +75,13 @@ def trailers_answer(direction: Direction, mutation: Any = None) -> Any:
     return ProcessingResponse(**{f"{direction}_trailers": {"header_mutation": mutation}})
 
 
+def replaced_answer(mutation: Any, body: bytes) -> Any:
+    """Goes on with other response headers and with this body, where there is none; nothing may follow. Other filters see it."""
+    common = CommonResponse(status=CommonResponse.CONTINUE_AND_REPLACE, header_mutation=mutation)
+    common.body_mutation.body = body
+    return ProcessingResponse(response_headers={"response": common})
+
+
 def immediate_answer(status: int, body: bytes, headers: Iterable[tuple[str, str]], *, details: str, grpc_status: int | None = None) -> Any:
     """A whole HTTP answer in the place of all else. `grpc_status` is for gRPC clients, to whom the body is the grpc-message."""
     answer = ProcessingResponse()

@@ -19,7 +19,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,15 +29,17 @@ from ..telemetry.loads import LoadsCollector
 from ..telemetry.metrics import Metrics, serve_metrics
 from ..telemetry.tracing import Tracing
 from ._accounting import Accounting, watch_loads
-from .endpoints import Endpoints, EndpointSpec, TranscoderOptions, decode_endpoint
+from .endpoints import Endpoint, Endpoints, EndpointSpec, TranscoderOptions, decode_endpoint
 from .gateway import Declared, Gateway
 from .picking import Picker
-from .server import ExtProcServer
+from .processor import Processor
+from .server import ExtProcServer, Hooks, StreamObserver
 
 # Long enough for model servers that are there to be asked; without one the data plane is told by 503.
 _SETTLE_S: Final = 3.0
 _SETTLE_STEP_S: Final = 0.05
 _LEARN_S: Final = 10.0
+_ABORT_S: Final = 2.0
 _STARTED: Final = int(time.time())
 
 _log = logging.getLogger("gaie_codec.ext_proc")
@@ -106,11 +107,9 @@ async def run_ext_proc(
             timeout_s=request_timeout_s,
             limits=(options or TranscoderOptions()).limits,
         )
-        tracing = Tracing()
         server = ExtProcServer(
             gateway,
-            observe=lambda processor: Accounting(processor, live, metrics, tracing),
-            learn=partial(_learn, live) if picker is None else None,
+            hooks=_Hooks(live, metrics, Tracing()),
             request_timeout_s=request_timeout_s,
             body_timeout_s=body_timeout_s,
         )
@@ -136,6 +135,29 @@ async def run_ext_proc(
                 await asyncio.wait_for(stopping.wait(), drain_delay_s)
 
 
+class _Hooks(Hooks):
+    """What there is to do with live endpoints."""
+
+    def __init__(self, live: Endpoints, metrics: Metrics, tracing: Tracing) -> None:
+        self._live = live
+        self._metrics = metrics
+        self._tracing = tracing
+
+    def opened(self, processor: Processor) -> StreamObserver:
+        return Accounting(processor, self._live, self._metrics, self._tracing)
+
+    async def learn(self, destination: str) -> None:
+        with contextlib.suppress(CodecError):  # what is wrong with it is said when the request is routed
+            await self._live.for_address(destination).wait_until_known(_LEARN_S)
+
+    async def abort(self, processor: Processor) -> None:
+        server, plan = processor.server, processor.plan
+        if isinstance(server, Endpoint) and server.upstream is not None and plan is not None and plan.abort is not None:
+            path, message = plan.abort
+            with contextlib.suppress(CodecError):  # the answer is cut off then
+                await server.upstream.unary(path, message, timeout_s=_ABORT_S)
+
+
 @contextlib.contextmanager
 def _signals() -> Iterator[asyncio.Event]:
     """Set by SIGTERM and SIGINT."""
@@ -155,12 +177,6 @@ async def _settle(live: Endpoints, stopping: asyncio.Event) -> None:
     give_up = time.monotonic() + _SETTLE_S
     while any(not endpoint.is_ready for endpoint in live) and time.monotonic() < give_up and not stopping.is_set():
         await asyncio.sleep(_SETTLE_STEP_S)
-
-
-async def _learn(live: Endpoints, destination: str) -> None:
-    """Give a model server that nobody knew a moment to say what it is."""
-    with contextlib.suppress(CodecError):  # the request says so itself
-        await live.for_address(destination).wait_until_known(_LEARN_S)
 
 
 def _declared(live: Endpoints, watched: WatchedPool | None, override: Override, *, speaks_by_default: bool) -> Callable[[], Declared]:

@@ -15,7 +15,7 @@ from enum import Enum, auto
 from typing import Any, Final, Literal, TypeAlias
 
 from .. import CodecError, RequestError, RequestTooLargeError, Usage, encode_answer_headers
-from ._answers import Answer, Answers, immediate_error, immediate_grpc_error
+from ._answers import Answer, Answers, Rewritten, immediate_error, immediate_grpc_error
 from ._headers import DROP_REASON
 from ._modes import Mode, is_grpc
 from ._plans import Incoming, Plan, Server, generates
@@ -218,6 +218,16 @@ class Processor:
         late.http_status, late.error_type = 408, "RequestTimeoutError"
         return self._refuse(late)
 
+    @property
+    def goes_on(self) -> bool:
+        """The client has its answer, and the model server goes on: end it by `plan.abort` and give it a moment, then `cut`."""
+        return self._answer is not None and self._answer.goes_on and not self.is_answer_complete
+
+    def cut(self) -> Answers:
+        """End an answer whose model server goes on."""
+        self.is_over = True
+        return self._answer.cut() if isinstance(self._answer, Rewritten) else ()
+
     def fail(self) -> Answers:
         """A bug was met: an answer that says no more than that, if one can still be given."""
         return () if self.is_over else self._refuse(CodecError("Internal server error"))
@@ -226,6 +236,8 @@ class Processor:
         kind = message.WhichOneof("request")
         if message.HasField("metadata_context"):
             self._read_metadata(message.metadata_context)
+        if kind == "request_headers":
+            self._read_headers(message.request_headers.headers)
         if self._is_first:
             self._is_first = False
             self._check_modes(message)
@@ -255,14 +267,18 @@ class Processor:
 
     # The request
 
+    def _read_headers(self, header_map: Any) -> None:
+        if self._phase is not _Phase.AWAIT_HEADERS:
+            return
+        self._fields = dict(decode_headers(header_map))
+        if self._on_headers is not None:
+            self._on_headers(self)
+        self._is_grpc = is_grpc(self._fields.get("content-type", ""))
+
     def _request_headers(self, headers: Any) -> Answers:
         if self._phase is not _Phase.AWAIT_HEADERS:
             return ()
         self._phase = _Phase.AWAIT_BODY
-        self._fields = dict(decode_headers(headers.headers))
-        if self._on_headers is not None:
-            self._on_headers(self)
-        self._is_grpc = is_grpc(self._fields.get("content-type", ""))
         if self.path == MODELS_PATH and self._gateway.models is not None and self.method in ("GET", "HEAD"):
             return self._models(self._gateway.models())
         # A gRPC call that does not generate is not read, and its request may go on while it is answered.
@@ -331,6 +347,7 @@ class Processor:
             why_not=self._declared.reason,
             forwarded=self._gateway.forwarded,
             timeout_s=self._gateway.timeout_s,
+            is_chained=self._gateway.picker is None,
         )
 
     def _route(self) -> Answers:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from .. import UsageError
@@ -36,6 +36,9 @@ READINESS: Final = "readiness"
 # A longer body is decoded in a thread: tokenizing takes 0.4 ms per KiB, in which no other stream would get its tokens.
 _MAX_INLINE_BYTES: Final = 32 * 1024
 _LAST_WRITE_S: Final = 5.0
+# How long a model server that was told to stop may take, and how long one that cannot be told: it may be about to end by itself.
+_ABORT_S: Final = 2.0
+_LAG_S: Final = 0.1
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -54,27 +57,39 @@ class StreamObserver(Protocol):
         ...
 
 
+class Hooks:
+    """What a host does besides answering. These do nothing."""
+
+    def opened(self, processor: Processor) -> StreamObserver | None:
+        """The request's headers are there, and nothing is decoded yet."""
+        return None
+
+    async def learn(self, destination: str) -> None:
+        """Another endpoint picker has named this model server: time to find out what it is, for `Gateway.find`."""
+
+    async def abort(self, processor: Processor) -> None:
+        """The client has its answer, and the model server goes on: end that by `processor.plan.abort`. Where that is None, or nothing
+        comes of it, the answer is cut off."""
+
+
 class ExtProcServer:
     """Serves `envoy.service.ext_proc.v3.ExternalProcessor`, and grpc.health.v1 beside it.
 
-    `observe` is called for each stream once the request's headers are there, and nothing is decoded yet. `learn` is awaited before, with
-    the destination that another endpoint picker named: time to find out what is there (`Gateway.find`). `request_timeout_s` is the
-    deadline of a whole answer, None for none; `body_timeout_s` that between two pieces of a request. Health knows the services "",
-    "liveness", "readiness" and ext_proc's own; all but liveness are NOT_SERVING until `set_ready`, and again once `drain` was called.
+    `request_timeout_s` is the deadline of a whole answer, None for none; `body_timeout_s` that between two pieces of a request. Health
+    knows the services "", "liveness", "readiness" and ext_proc's own; all but liveness are NOT_SERVING until `set_ready`, and again once
+    `drain` was called.
     """
 
     def __init__(
         self,
         gateway: Gateway,
         *,
-        observe: Callable[[Processor], StreamObserver] | None = None,
-        learn: Callable[[str], Awaitable[None]] | None = None,
+        hooks: Hooks | None = None,
         request_timeout_s: float | None = 600.0,
         body_timeout_s: float = 25.0,
     ) -> None:
         self._gateway = gateway
-        self._observe = observe
-        self._learn = learn
+        self._hooks = hooks if hooks is not None else Hooks()
         self._request_timeout_s = request_timeout_s
         self._body_timeout_s = body_timeout_s
         self._server: Any = None
@@ -132,7 +147,7 @@ class ExtProcServer:
             self._health.known.add(service)
 
     async def _process(self, _: Any, context: Any) -> None:
-        stream = _Stream(self._gateway, context, self._observe, self._learn, self._request_timeout_s, self._body_timeout_s)
+        stream = _Stream(self._gateway, context, self._hooks, self._request_timeout_s, self._body_timeout_s)
         try:
             await stream.run()
         finally:
@@ -159,8 +174,7 @@ class _Stream:
         self,
         gateway: Gateway,
         context: Any,
-        observe: Callable[[Processor], StreamObserver] | None,
-        learn: Callable[[str], Awaitable[None]] | None,
+        hooks: Hooks,
         request_timeout_s: float | None,
         body_timeout_s: float,
     ) -> None:
@@ -168,9 +182,10 @@ class _Stream:
             gateway, own_id=uuid.uuid4().hex, created=int(time.time()), defers_over=_MAX_INLINE_BYTES, on_headers=self._open
         )
         self._context = context
-        self._observe = observe
+        self._hooks = hooks
+        self._learns = gateway.picker is None
         self._observer: StreamObserver | None = None
-        self._learn = learn
+        self._aborting: asyncio.Task[None] | None = None
         self._request_timeout_s = request_timeout_s
         self._body_timeout_s = body_timeout_s
         self._started_s = time.monotonic()
@@ -182,8 +197,7 @@ class _Stream:
         self._is_reading = self._is_late = False
 
     def _open(self, processor: Processor) -> None:
-        if self._observe is not None:
-            self._observer = self._observe(processor)
+        self._observer = self._hooks.opened(processor)
 
     async def run(self) -> None:
         """Until Envoy ends it, or the last answer is given."""
@@ -204,10 +218,10 @@ class _Stream:
             message = await self._read()
             if message is grpc.aio.EOF:
                 return
-            if self._learn is not None and message is not None and message.HasField("request_headers"):
+            if self._learns and message is not None and message.HasField("request_headers"):
                 destination = dict(decode_headers(message.request_headers.headers)).get(DESTINATION)
                 if destination is not None:
-                    await self._learn(destination)
+                    await self._hooks.learn(destination)
             answers = processor.receive(message) if message is not None else processor.too_late()
             if processor.deferred:
                 self._set_deadline(self._request_timeout_s)
@@ -219,6 +233,9 @@ class _Stream:
                     self._observer.routed()
                 self._set_deadline(self._request_timeout_s if is_routed else self._body_timeout_s)
             await self._write(answers)
+            if processor.goes_on and self._aborting is None:
+                self._aborting = asyncio.create_task(self._hooks.abort(processor))
+                self._set_deadline(_ABORT_S if processor.plan is not None and processor.plan.abort is not None else _LAG_S)
             if self._ttft_s is None and processor.has_started:
                 self._ttft_s = time.monotonic() - self._started_s
 
@@ -257,6 +274,8 @@ class _Stream:
     def close(self) -> None:
         """However it ended: Envoy is done, the client has left, or it was us."""
         self._set_deadline(None)
+        if self._aborting is not None and self._processor.goes_on:  # Envoy has cancelled the call
+            self._aborting.cancel()
         processor = self._processor
         duration_s = time.monotonic() - self._started_s
         if self._observer is not None:

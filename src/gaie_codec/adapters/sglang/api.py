@@ -15,7 +15,7 @@ import msgspec
 
 from ..._errors import UsageError, code_from_server_status, server_status_from_code
 from ..._events import ErrorEvent, Event, FinishEvent, ModelInfo, TokenLogprob, TokensEvent
-from ..base import Adapter, Convention, trace_metadata
+from ..base import Adapter, Convention, find_abort, trace_metadata
 from ..wire import decode_json_object
 from ._api_request import DEFAULT_MAX_TOKENS, coder
 
@@ -134,10 +134,13 @@ def adapter(snapshot: Snapshot) -> Adapter:
             answers[_MODELS_PATH] = models
         return answers
 
+    abort_path, encode_abort = find_abort(snapshot, SERVICE, lambda request_id: {"rid": request_id})
     return Adapter(
         dialect=snapshot.dialect,
         snapshot=snapshot,
         generate_path=generate.path,
+        abort_path=abort_path,
+        encode_abort=encode_abort,
         generate_paths=(generate.path,),
         path_for=lambda _: generate.path,
         info_paths=(_MODEL_PATH, _SERVER_PATH, *((_MODELS_PATH,) if has_models else ())),

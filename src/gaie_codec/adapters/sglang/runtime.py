@@ -17,7 +17,7 @@ import msgspec
 from ..._errors import Code, MalformedMessageError, UsageError, code_from_server_status
 from ..._events import BodyEvent, ErrorEvent, Event, FinishEvent, ModelInfo, TokenLogprob, TokensEvent
 from .._loads import sglang_runtime_loads
-from ..base import Adapter, Convention, Passthrough
+from ..base import Adapter, Convention, Passthrough, find_abort
 from ..wire import decode_json, decode_json_object
 from ._bodies import body_fields
 from ._runtime_request import DEFAULT_MAX_TOKENS, coder
@@ -153,6 +153,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             models.models.add(id=name, root=name, parent=info.served_model_name)
         return {_MODEL_PATH: model, _SERVER_PATH: server, _MODELS_PATH: models}
 
+    abort_path, encode_abort = find_abort(snapshot, SERVICE, lambda request_id: {"rid": request_id})
     loads = sglang_runtime_loads(snapshot, SERVICE)
     return Adapter(
         dialect=snapshot.dialect,
@@ -162,6 +163,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
         path_for=lambda request: generate.path if request.prompt_text is None else text_generate.path,
         info_paths=(_MODEL_PATH, _SERVER_PATH, _MODELS_PATH),
         health_path=f"/{SERVICE}/HealthCheck",
+        abort_path=abort_path,
+        encode_abort=encode_abort,
         loads_path=loads.path,
         loads_request=loads.request,
         capacity_path=loads.capacity_path,

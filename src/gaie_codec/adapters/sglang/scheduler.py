@@ -15,7 +15,7 @@ import msgspec
 from ..._errors import UsageError, code_from_server_status, server_status_from_code
 from ..._events import Constraint, ErrorEvent, Event, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokensEvent
 from .._loads import sglang_scheduler_loads
-from ..base import Adapter, Convention, existing, trace_metadata
+from ..base import Adapter, Convention, existing, find_abort, trace_metadata
 from ..wire import decode_json_object, decode_logit_bias, decode_logprobs, encode_logprobs, regex_of_choices
 
 if TYPE_CHECKING:
@@ -222,6 +222,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             answers[_LORA_PATH] = loras
         return answers
 
+    abort_path, encode_abort = find_abort(snapshot, SERVICE, lambda request_id: {"request_id": request_id})
     loads = sglang_scheduler_loads(snapshot, SERVICE)
     return Adapter(
         dialect=snapshot.dialect,
@@ -232,6 +233,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
         info_paths=(_INFO_PATH, _LORA_PATH) if has_lora_list else (_INFO_PATH,),
         tokenizer_path=f"/{SERVICE}/GetTokenizer" if snapshot.has_method(SERVICE, "GetTokenizer") else None,
         advertises_defaults="default_sampling_params_json" in info_fields,
+        abort_path=abort_path,
+        encode_abort=encode_abort,
         loads_path=loads.path,
         loads_request=loads.request,
         capacity_path=loads.capacity_path,

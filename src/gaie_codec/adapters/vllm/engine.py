@@ -16,7 +16,7 @@ import msgspec
 from ..._errors import UsageError
 from ..._events import Constraint, Event, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokensEvent
 from .._loads import vllm_engine_loads
-from ..base import Adapter, existing, trace_metadata
+from ..base import Adapter, existing, find_abort, trace_metadata
 from ..wire import check_json, decode_json_object, decode_logprobs, encode_logprobs
 
 if TYPE_CHECKING:
@@ -220,6 +220,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             message.default_sampling_params_json = msgspec.json.encode(info.default_sampling_params).decode()
         return {_INFO_PATH: message}
 
+    abort_path, encode_abort = find_abort(snapshot, SERVICE, lambda request_id: {"request_ids": [request_id]})
     loads = vllm_engine_loads(snapshot, SERVICE)
     return Adapter(
         dialect=snapshot.dialect,
@@ -231,6 +232,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
         tokenizer_path=f"/{SERVICE}/GetTokenizer" if snapshot.has_method(SERVICE, "GetTokenizer") else None,
         health_path=f"/{SERVICE}/HealthCheck" if snapshot.has_method(SERVICE, "HealthCheck") else None,
         advertises_defaults="default_sampling_params_json" in info_type.DESCRIPTOR.fields_by_name,
+        abort_path=abort_path,
+        encode_abort=encode_abort,
         loads_path=loads.path,
         loads_request=loads.request,
         capacity_path=loads.capacity_path,

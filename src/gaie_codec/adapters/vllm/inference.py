@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..._errors import MalformedMessageError, UsageError
 from ..._events import Event, FinishEvent, ModelInfo, PromptEvent, TokenLogprob, TokensEvent
 from .._loads import vllm_inference_loads
-from ..base import Adapter, Convention, LoadsCoder
+from ..base import Adapter, Convention, LoadsCoder, find_abort
 from ..wire import decode_json_object, encode_struct, json_text_of
 from ._inference_request import coder, encode_metadata
 
@@ -144,10 +144,13 @@ def adapter(snapshot: Snapshot) -> Adapter:
         return answers
 
     loads = vllm_inference_loads(snapshot, _SERVER_PATH) if has_control else LoadsCoder()
+    abort_path, encode_abort = find_abort(snapshot, "vllm.Control", lambda request_id: {"request_ids": [request_id]})
     return Adapter(
         dialect=snapshot.dialect,
         snapshot=snapshot,
         generate_path=streaming.path,
+        abort_path=abort_path,
+        encode_abort=encode_abort,
         generate_paths=(streaming.path, unary.path),
         path_for=lambda request: streaming.path if request.stream else unary.path,
         info_paths=(_SERVER_PATH, _MODEL_PATH, *((_LORA_PATH,) if has_loras else ())) if has_control else (),
