@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING, Final
 
 from .. import ModelInfo
@@ -45,6 +46,8 @@ class Endpoint:
         self.running = 0
         self.kv_cache_usage = 0.0
         self._known = asyncio.Event()
+        self._told = asyncio.Event()
+        self._made_s = time.monotonic()
         self._checks_now = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -88,8 +91,16 @@ class Endpoint:
             kv_cache_usage=self.kv_cache_usage,
         )
 
-    async def wait_until_known(self, timeout_s: float) -> None:
-        """Return when requests for it can be encoded, which is at once but for the first ones. Raises NoEndpointError with the reason."""
+    async def wait_until_known(self, timeout_s: float, *, told_within_s: float = 0.0) -> None:
+        """Return when requests for it can be encoded, which is at once but for the first ones. Raises NoEndpointError with the reason.
+
+        `told_within_s` is how long after it was made to wait for what the server itself tells, such as its context length, beyond that.
+        """
+        left_s = self._made_s + told_within_s - time.monotonic()
+        if left_s > 0 and not self._told.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._told.wait()
         if self.is_known:
             return
         try:
@@ -98,10 +109,12 @@ class Endpoint:
         except TimeoutError:
             raise NoEndpointError(f"the model server {self.address} is not known: {self.reason}") from None
 
-    def learn(self, transcoder: Transcoder, observer: Observer) -> None:
-        """Take what was found out."""
+    def learn(self, transcoder: Transcoder, observer: Observer, *, is_told: bool = True) -> None:
+        """Take what was found out, or with `is_told` False taken for granted."""
         self.adapter, self.transcoder, self.observer = transcoder.adapter, transcoder, observer
         self._known.set()
+        if is_told:
+            self._told.set()
 
     def rise(self) -> None:
         """It is well."""

@@ -55,7 +55,7 @@ class Watcher:
             adapter = adapters.get(snapshots.load(endpoint.spec.dialect, endpoint.spec.snapshot))
             transcoder = self._transcoders.make_unasked(adapter)
             if transcoder is not None:
-                endpoint.learn(transcoder, self._observer(adapter))
+                endpoint.learn(transcoder, self._observer(adapter), is_told=False)
 
     def _observer(self, adapter: Adapter) -> Observer:
         key = (adapter.dialect, adapter.snapshot.name)

@@ -39,6 +39,7 @@ from .server import ExtProcServer, Hooks, StreamObserver
 _SETTLE_S: Final = 3.0
 _SETTLE_STEP_S: Final = 0.05
 _LEARN_S: Final = 10.0
+_TOLD_S: Final = 2.0
 _ABORT_S: Final = 2.0
 _STARTED: Final = int(time.time())
 
@@ -148,7 +149,7 @@ class _Hooks(Hooks):
 
     async def learn(self, destination: str) -> None:
         with contextlib.suppress(CodecError):  # what is wrong with it is said when the request is routed
-            await self._live.for_address(destination).wait_until_known(_LEARN_S)
+            await self._live.for_address(destination).wait_until_known(_LEARN_S, told_within_s=_TOLD_S)
 
     async def abort(self, processor: Processor) -> None:
         server, plan = processor.server, processor.plan
