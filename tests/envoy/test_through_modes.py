@@ -26,7 +26,7 @@ FOREVER = 3_600_000
 VERSIONS = [pytest.param({"http2": False}, id="http1"), pytest.param({"http1": False, "http2": True}, id="http2")]
 
 
-@pytest.fixture(scope="module", params=["vllm.engine", "sglang.scheduler", "sglang.api"])
+@pytest.fixture(scope="module", params=["vllm.engine", "sglang.scheduler"])
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with stack_of(tmp_path_factory.mktemp("stack"), dialect=request.param, body_mode="buffered") as made:
         yield made

@@ -157,19 +157,18 @@ class TestASubset:
         with ext_proc_of(tmp_path_factory.mktemp("ext_proc"), *listed(sims), "--picker", "round-robin") as made:
             yield made
 
-    @pytest.mark.parametrize("form", ["list", "string", "list with more", "string with more", "bare address"])
+    @pytest.mark.parametrize("form", ["list", "string", "bare address"])
     def test_only_those_in_it_are_chosen(self, sims: list[SimThread], ext_proc: ExtProc, form: str, tmp_path: Path):
         one = f"127.0.0.1:{sims[1].port}"
-        more = [one, "10.0.0.1:80"]
-        hints: dict[str, Any] = {"list": [one], "string": one, "list with more": more, "string with more": ", ".join(more)}
-        with envoy_of(tmp_path, ext_proc.address, change=hinting(hints.get(form, ["127.0.0.1"]))) as envoy:
+        hints: dict[str, Any] = {"list": [one, "10.0.0.1:80"], "string": f"10.0.0.1:80, {one}", "bare address": ["127.0.0.1"]}
+        with envoy_of(tmp_path, ext_proc.address, change=hinting(hints[form])) as envoy:
             before = counts(sims)
             for _ in range(2):
                 assert post(envoy.url).status_code == 200
                 assert call(envoy.authority, PATH, CALL).code == "OK"
             assert [new - old for new, old in zip(counts(sims), before, strict=True)] == ([2, 2] if form == "bare address" else [0, 4])
 
-    @pytest.mark.parametrize("hint", [[], "", ["10.0.0.1:80"], "127.0.0.1:1", [7]])
+    @pytest.mark.parametrize("hint", [[], "127.0.0.1:1", [7]])
     def test_nobody_is_chosen_where_nobody_is_in_it(self, ext_proc: ExtProc, hint: Any, tmp_path: Path):
         with envoy_of(tmp_path, ext_proc.address, change=hinting(hint)) as envoy:
             check_that_nobody_is_there(envoy)
