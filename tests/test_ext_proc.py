@@ -294,16 +294,14 @@ def test_a_long_request_is_decoded_where_the_host_likes():
     stream = Stream(defers_over=100).ask(chat(messages=[{"role": "user", "content": "word " * 100}]))
     assert stream.processor.deferred
     assert stream.request.headers is None
-    stream.processor.prepare()
-    stream.take(stream.processor.resume())
+    stream.take(stream.processor.resume(stream.processor.prepare()))
     assert stream.request.ended
     assert not stream.processor.deferred
 
 
 def test_a_long_request_that_is_wrong_is_refused_when_it_is_resumed():
     stream = Stream(defers_over=1).ask(chat(temperature=9))
-    stream.processor.prepare()
-    stream.take(stream.processor.resume())
+    stream.take(stream.processor.resume(stream.processor.prepare()))
     assert stream.immediate.status.code == 400
 
 
@@ -698,6 +696,37 @@ def test_headers_that_come_as_text_are_read_too():
     stream.send(message)
     stream.send(body_message("request_body", chat(), end=True))
     assert stream.request.headers[":path"] == GENERATE
+
+
+def test_a_deadline_counts_as_a_failure_in_every_mode():
+    path, request = grpc_request()
+    for stream, status in (
+        (Stream().ask(chat()), 504),
+        (Stream().ask(request, path=path, content_type=GRPC), 504),
+        (Stream(gateway(FakeServer(dialect="http"))).ask(chat()), 504),
+    ):
+        stream.take(stream.processor.too_late())
+        assert stream.processor.error.code is Code.DEADLINE_EXCEEDED
+        assert stream.processor.status == stream.immediate.status.code == status
+    observed = Stream().ask(request, path=path, content_type=GRPC)
+    observed.send(headers_message("response_headers", GRPC_HEAD))
+    observed.send(body_message("response_body", ANSWER[:5]))
+    observed.take(observed.processor.too_late())
+    assert observed.processor.error.code is Code.DEADLINE_EXCEEDED
+
+
+def test_a_status_that_is_none_is_none():
+    for status in ("9" * 5000, "2000", "\N{SUPERSCRIPT TWO}00", ""):
+        stream = Stream().ask(chat()).answer([b"x"], headers=[(":status", status)], trailers=None)
+        assert stream.immediate.status.code in (500, 502)
+
+
+def test_a_server_that_nobody_listens_to_does_not_pick():
+    stream = Stream()
+    message = headers_message("request_headers", [(":method", "POST"), (":path", CHAT)])
+    message.observability_mode = True
+    stream.send(message)
+    assert b"observability_mode" in stream.immediate.body
 
 
 def test_an_empty_message_is_passed_over():

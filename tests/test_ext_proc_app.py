@@ -289,6 +289,7 @@ class SlowPeer:
     def __init__(self, *messages: Any) -> None:
         self.open = asyncio.Event()
         self.taken: list[Any] = []
+        self.aborted: Any = None
         self._messages = list(messages)
 
     async def read(self) -> Any:
@@ -299,6 +300,9 @@ class SlowPeer:
     async def write(self, answer: Any) -> None:
         await self.open.wait()
         self.taken.append(answer)
+
+    async def abort(self, code: Any, _: str) -> None:
+        self.aborted = code
 
 
 def test_a_deadline_in_a_write_that_nobody_takes_loses_nothing():
@@ -322,10 +326,42 @@ def test_a_peer_that_never_takes_the_last_word_does_not_keep_the_stream(monkeypa
 
     async def test() -> None:
         peer = SlowPeer(first_message(), body_message("request_body", chat(), end=True))
-        with pytest.raises(asyncio.CancelledError):
-            await asyncio.create_task(ExtProcServer(gateway(SERVER), request_timeout_s=0.05)._process(None, peer))
+        await asyncio.create_task(ExtProcServer(gateway(SERVER), request_timeout_s=0.05)._process(None, peer))
+        assert peer.aborted == grpc.StatusCode.DEADLINE_EXCEEDED, "grpcio takes no cancellation for an end"
 
     run(test)
+
+
+def test_a_request_that_takes_too_long_to_decode_is_504_at_once(monkeypatch: pytest.MonkeyPatch):
+    release = threading.Event()
+    prepare = Processor.prepare
+
+    def slow(processor: Processor) -> Any:
+        release.wait(20)
+        return prepare(processor)
+
+    monkeypatch.setattr(Processor, "prepare", slow)
+
+    async def test() -> None:
+        async with serving(request_timeout_s=0.1) as (_, address), stream_to(address) as call:
+            await call.write(first_message())
+            await call.write(body_message("request_body", chat(messages=[{"role": "user", "content": "x" * 50_000}]), end=True))
+            assert (await call.read()).immediate_response.status.code == 504
+            release.set()
+
+    run(test)
+
+
+def test_what_is_no_ext_proc_is_refused_in_one_line(caplog: pytest.LogCaptureFixture):
+    async def test() -> None:
+        async with serving() as (_, address), grpc.aio.insecure_channel(address) as channel:
+            call = channel.stream_stream(PROCESS_PATH)(timeout=10)
+            await call.write(b"\xff\xff")
+            assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+    run(test)
+    said = [record.message for record in caplog.records if record.name.startswith("gaie_codec")]
+    assert said == ["a stream of what is no ProcessingRequest"]
 
 
 def test_a_picker_with_a_bug_is_500_and_a_traceback_in_the_log(caplog: pytest.LogCaptureFixture):

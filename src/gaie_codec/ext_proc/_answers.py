@@ -40,7 +40,7 @@ from ._wire import (
 Answers: TypeAlias = Sequence[Any]
 """ProcessingResponses."""
 
-_LATE: Final = "no answer within the gateway's deadline"
+LATE: Final = "no answer within the gateway's deadline"
 _MAX_GRPC_MESSAGE_BYTES: Final = 4096
 _NOT_FOR_GRPC: Final = frozenset(
     ("content-length", "content-encoding", "grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-encoding")
@@ -72,6 +72,7 @@ class Rewritten:
         self._names: list[str] = []
         self._trailers: tuple[tuple[str, str], ...] = ()
         self._held: list[Any] = []
+        self._late: CodecError | None = None  # after an answer that was complete but for its trailers
         self._has_data = False
         self._is_released = False
         self.status = 0
@@ -85,7 +86,7 @@ class Rewritten:
     def error(self) -> CodecError | None:
         """What went wrong at the model server, or in reading it."""
         error: CodecError | None = self._reading.error
-        return error
+        return error or self._late
 
     @property
     def usage(self) -> Usage:
@@ -150,8 +151,9 @@ class Rewritten:
     def too_late(self) -> Answers:
         """The deadline has passed. An answer that has begun ends with the error, and is then cut off."""
         if self._reading.ended:
+            self._late = UpstreamStatusError(Code.DEADLINE_EXCEEDED, LATE) if self._is_grpc else None
             return self.cut()
-        outputs = self._reading.receive_status(Code.DEADLINE_EXCEEDED, _LATE)
+        outputs = self._reading.receive_status(Code.DEADLINE_EXCEEDED, LATE)
         if not self._is_released or self._is_grpc:
             return self._at_once(*self._taken(outputs))
         return (*self._stream(outputs), *self.cut())
@@ -244,6 +246,7 @@ class Untouched:
         self._reading = reading
         self._whole_bodies = whole_bodies
         self._is_grpc = is_grpc
+        self._late: CodecError | None = None
         self.status = 0
         self.bytes_sent = 0
         self.has_started = False
@@ -252,7 +255,7 @@ class Untouched:
     @property
     def error(self) -> CodecError | None:
         """What the model server reported, or what is wrong with what it sent."""
-        return self._reading.error if self._reading is not None else None
+        return self._late or (self._reading.error if self._reading is not None else None)
 
     @property
     def usage(self) -> Usage:
@@ -292,7 +295,9 @@ class Untouched:
     def too_late(self) -> Answers:
         """The deadline has passed: what has not begun becomes a status, what has begun is cut off."""
         self.is_over = True
-        late = UpstreamStatusError(Code.DEADLINE_EXCEEDED, _LATE)
+        late = self._late = UpstreamStatusError(Code.DEADLINE_EXCEEDED, LATE)
+        if not self.has_started:
+            self.status = late.http_status
         return (immediate_grpc_error(late) if self._is_grpc else immediate_error(late),)
 
 

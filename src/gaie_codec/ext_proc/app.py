@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from .. import CodecError, UsageError
+from .. import CodecError, UsageError, adapters, snapshots
 from ..inferencepool import Override, WatchedPool, transcodes
 from ..openai import models
 from ..telemetry.loads import LoadsCollector
@@ -85,6 +85,7 @@ async def run_ext_proc(
     metrics = Metrics()
     collector = LoadsCollector(stale_s=max(5.0, 3 * loads_interval_s))
     metrics.registry.register(collector)
+    metrics.add_paths(path for name in adapters.DIALECTS for path in adapters.get(snapshots.load(name)).generate_paths)
     async with contextlib.AsyncExitStack() as stack:
         live = await Endpoints.start(
             specs,

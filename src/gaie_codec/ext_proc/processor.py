@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, Final, Literal, TypeAlias
 
-from .. import CodecError, RequestError, RequestTooLargeError, Usage, encode_answer_headers
-from ._answers import Answer, Answers, Rewritten, immediate_error, immediate_grpc_error
+from .. import Code, CodecError, RequestError, RequestTooLargeError, UpstreamStatusError, Usage, encode_answer_headers
+from ._answers import LATE, Answer, Answers, Rewritten, immediate_error, immediate_grpc_error
 from ._headers import DROP_REASON
 from ._modes import Mode, is_grpc
 from ._plans import Incoming, Plan, Server, generates
@@ -37,6 +37,9 @@ from .picking import DESTINATION, NoEndpointError, RequestShedError, decode_subs
 
 MODELS_PATH: Final = "/v1/models"
 _METADATA_NAMESPACE: Final = "envoy.lb"
+Prepared: TypeAlias = Sequence[Offer] | CodecError
+"""A decoded request, or what is wrong with it."""
+
 _EndedBy: TypeAlias = Literal["headers", "body", "trailers"]
 
 
@@ -55,8 +58,8 @@ class Processor:
 
     `receive` never raises on what the data plane, the client or the model server sends. After `is_over` nothing more is to be sent, and
     the host may close the stream; until then it must not. With `defers_over`, a request of more bytes than that is not decoded within
-    `receive`: `deferred` is true, and the host calls `prepare` (in a thread, if it likes), then `resume` for the answers. `on_headers` is
-    called once the request's headers are known, before anything is made of them.
+    `receive`: `deferred` is true, and the host gives what `prepare` returns (in a thread, if it likes) to `resume` for the answers.
+    `on_headers` is called once the request's headers are known, before anything is made of them.
     """
 
     def __init__(
@@ -85,7 +88,6 @@ class Processor:
         self._ended_by: _EndedBy = "body"
         self._eligible: Sequence[Server] = ()
         self._declared = Declared()
-        self._offers: list[Offer] = []
         self._answer: Answer | None = None
         self._error: CodecError | None = None
         self._status = 0
@@ -190,20 +192,20 @@ class Processor:
             self.is_over = True
         return answers
 
-    def prepare(self) -> None:
-        """Decode the request. It looks at nothing that changes elsewhere, so that it may run in a thread."""
+    def prepare(self) -> Prepared:
+        """Decode the request. It changes nothing and looks at nothing that changes, so that it may run in a thread."""
         try:
-            self._offers = make_offers(self._incoming(), self._eligible)
+            return make_offers(self._incoming(), self._eligible)
         except CodecError as error:
-            self._error = error
+            return error
 
-    def resume(self) -> Answers:
+    def resume(self, prepared: Prepared) -> Answers:
         """Pick a model server, and say what goes to it."""
         self.deferred = False
         try:
-            if self._error is not None:
-                raise self._error
-            return self._route()
+            if isinstance(prepared, CodecError):
+                raise prepared
+            return self._route(prepared)
         except CodecError as error:
             return self._refuse(error)
 
@@ -214,6 +216,8 @@ class Processor:
         if self._answer is not None:
             self.is_over = True
             return self._answer.too_late()
+        if self._phase is _Phase.ROUTED:
+            return self._refuse(UpstreamStatusError(Code.DEADLINE_EXCEEDED, LATE))
         late = RequestError("the request was not complete within the gateway's deadline")
         late.http_status, late.error_type = 408, "RequestTimeoutError"
         return self._refuse(late)
@@ -256,6 +260,8 @@ class Processor:
         self.served = served_endpoint(metadata) or self.served
 
     def _check_modes(self, message: Any) -> None:
+        if message.observability_mode:
+            raise CodecError("observability_mode is for servers that are not listened to; this one picks and transcodes")
         if not message.HasField("protocol_config"):  # a data plane that does not tell: there is one mode that all have
             return
         config = message.protocol_config
@@ -326,8 +332,7 @@ class Processor:
         if self._defers_over is not None and self._size > self._defers_over:
             self.deferred = True
             return ()
-        self.prepare()
-        return self.resume()
+        return self.resume(self.prepare())
 
     def _find_eligible(self) -> Sequence[Server]:
         self._declared = self._gateway.declared()
@@ -350,8 +355,7 @@ class Processor:
             is_chained=self._gateway.picker is None,
         )
 
-    def _route(self) -> Answers:
-        offers, self._offers = self._offers, []
+    def _route(self, offers: Sequence[Offer]) -> Answers:
         self.server, self.plan, destination = choose(self._gateway, offers)
         self.mode = self.plan.mode
         self._answer = self.plan.answer(self._created, self._response_mode == BUFFERED)
@@ -407,7 +411,8 @@ class Processor:
             return (headers_answer("response"),)
         fields = decode_headers(headers.headers)
         status = dict(fields).get(":status", "")
-        return self._answer.headers(fields, int(status) if status.isdecimal() else 0, end=headers.end_of_stream)
+        known = len(status) == 3 and status.isascii() and status.isdecimal()
+        return self._answer.headers(fields, int(status) if known else 0, end=headers.end_of_stream)
 
     def _end_response(self) -> None:
         self._response_is_open, self._is_answer_complete = False, True

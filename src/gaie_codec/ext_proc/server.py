@@ -10,8 +10,10 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, Protocol
+
+from google.protobuf.message import DecodeError
 
 from .. import UsageError
 from ..upstream.listen import check_listen
@@ -107,7 +109,7 @@ class ExtProcServer:
         options = (("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0))
         server = grpc.aio.server(options=options)
         handler = grpc.stream_stream_rpc_method_handler(
-            self._process, request_deserializer=ProcessingRequest.FromString, response_serializer=ProcessingResponse.SerializeToString
+            self._process, request_deserializer=_decode, response_serializer=ProcessingResponse.SerializeToString
         )
         method = PROCESS_PATH.rpartition("/")[2]
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {method: handler}),))
@@ -154,6 +156,14 @@ class ExtProcServer:
             stream.close()
 
 
+def _decode(data: bytes) -> Any:
+    """The message, or the error: one that was raised here would come out of `read` without its kind."""
+    try:
+        return ProcessingRequest.FromString(data)
+    except DecodeError as error:
+        return error
+
+
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it ships no types
     """To a Check for a service that nobody knows the Endpoint Picker Protocol wants a status, and grpcio's servicer gives an error."""
 
@@ -194,7 +204,7 @@ class _Stream:
         assert task is not None, "a stream belongs to the task that serves it"
         self._task = task
         self._timer: asyncio.TimerHandle | None = None
-        self._is_reading = self._is_late = False
+        self._may_be_cancelled = self._is_late = False
 
     def _open(self, processor: Processor) -> None:
         self._observer = self._hooks.opened(processor)
@@ -207,6 +217,11 @@ class _Stream:
             await self._exchange()
         except grpc.aio.BaseError:  # the call is over, as after Envoy's end when the server is being stopped
             return
+        except asyncio.CancelledError:
+            if not self._is_late or self._task.uncancel():
+                raise
+            # A write that Envoy did not take. To grpcio a handler that is cancelled has not ended its call.
+            await self._context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the last answer was not taken")
         except Exception:
             _log.exception("stream of request %r: a bug of gaie-codec, or of the picker", processor.request_id)
             await self._write(processor.fail())
@@ -215,23 +230,29 @@ class _Stream:
         processor = self._processor
         is_routed = False
         while not processor.is_over:
-            message = await self._read()
+            message = await self._unless_late(self._context.read)
             if message is grpc.aio.EOF:
                 return
-            if self._learns and message is not None and message.HasField("request_headers"):
-                destination = dict(decode_headers(message.request_headers.headers)).get(DESTINATION)
-                if destination is not None:
-                    await self._hooks.learn(destination)
-            answers = processor.receive(message) if message is not None else processor.too_late()
-            if processor.deferred:
-                self._set_deadline(self._request_timeout_s)
-                await asyncio.to_thread(processor.prepare)
-                answers = processor.resume() if not self._is_late else processor.too_late()
+            if isinstance(message, DecodeError):
+                _log.warning("a stream of what is no ProcessingRequest")
+                await self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no ProcessingRequest")
+            answers: Iterable[Any] = ()
+            if message is not None:
+                if self._learns and message.HasField("request_headers"):
+                    await self._learn(message.request_headers.headers)
+                answers = processor.receive(message)
+                if processor.deferred:
+                    self._set_deadline(self._request_timeout_s)
+                    prepared = await self._unless_late(lambda: asyncio.to_thread(processor.prepare))
+                    answers = processor.resume(prepared) if prepared is not None else ()
+            if self._is_late:
+                answers = (*answers, *processor.too_late())
             if not is_routed:
                 is_routed = processor.plan is not None
                 if is_routed and self._observer is not None:
                     self._observer.routed()
-                self._set_deadline(self._request_timeout_s if is_routed else self._body_timeout_s)
+                if not self._is_late:
+                    self._set_deadline(self._request_timeout_s if is_routed else self._body_timeout_s)
             await self._write(answers)
             if processor.goes_on and self._aborting is None:
                 self._aborting = asyncio.create_task(self._hooks.abort(processor))
@@ -239,19 +260,24 @@ class _Stream:
             if self._ttft_s is None and processor.has_started:
                 self._ttft_s = time.monotonic() - self._started_s
 
-    async def _read(self) -> Any:
-        """The next message; None once it is too late for one."""
+    async def _learn(self, headers: Any) -> None:
+        destination = dict(decode_headers(headers)).get(DESTINATION)
+        if destination is not None:
+            await self._hooks.learn(destination)
+
+    async def _unless_late(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """What the work gives; None once it is too late for it."""
         if self._is_late:
             return None
-        self._is_reading = True
+        self._may_be_cancelled = True
         try:
-            return await self._context.read()
+            return await work()
         except asyncio.CancelledError:
             if not self._is_late or self._task.uncancel():
                 raise
             return None
         finally:
-            self._is_reading = False
+            self._may_be_cancelled = False
 
     def _set_deadline(self, after_s: float | None) -> None:
         """One timer for the whole stream: a timeout around each read would cost more than the read."""
@@ -261,7 +287,7 @@ class _Stream:
 
     def _expire(self) -> None:
         self._is_late = True
-        if self._is_reading:
+        if self._may_be_cancelled:
             self._task.cancel()
         else:
             # A write must not be cancelled, for after that no other can follow. One that Envoy never takes ends the stream.
