@@ -29,6 +29,7 @@ from gaie_codec import (
     Limits,
     SamplingParams,
     TokensEvent,
+    Transcoder,
     Usage,
     UsageError,
     adapters,
@@ -274,6 +275,18 @@ def test_a_request_with_several_calls_is_refused_by_name():
     assert json.loads(stream.immediate.body)["error"]["param"] == "n"
 
 
+def test_who_embeds_it_need_not_know_that_envoy_makes_one_call():
+    server = FakeServer(dialect="vllm.inference")
+    server.transcoder = Transcoder("vllm.inference", tokenizer=TOKENIZER)
+    body = json.dumps({"prompt": ["a", "b"], "max_tokens": 2}).encode()
+    for stream, param in (
+        (Stream(gateway(server)).ask(chat(n=2)), "n"),
+        (Stream(gateway(server)).ask(body, path="/v1/completions"), "prompt"),
+    ):
+        assert stream.immediate.status.code == 400
+        assert json.loads(stream.immediate.body)["error"]["param"] == param
+
+
 def test_a_long_answer_goes_in_pieces():
     ids = TOKENIZER.encode("word " * 40_000, add_special_tokens=False)
     stream = Stream().ask(chat()).answer([frames([FinishEvent(token_ids=ids)])])
@@ -360,6 +373,32 @@ def test_a_picker_may_shed():
     stream = Stream(gateway(SERVER, picker=shed)).ask(chat())
     assert stream.immediate.status.code == 429
     assert json.loads(stream.immediate.body)["error"]["message"] == "come back later"
+
+
+def test_the_picker_sees_what_only_the_choice_depends_on():
+    seen = []
+
+    def picker(request, candidates):
+        seen.append(request)
+        return candidates
+
+    given = [("x-llm-d-inference-objective", "fast"), ("x-gateway-inference-fairness-id", "team"), ("x-session", "s1")]
+    Stream(gateway(SERVER, picker=picker)).ask(chat(), headers=given)
+    path, request = grpc_request()
+    Stream(gateway(SERVER, picker=picker)).ask(request, path=path, content_type=GRPC)
+    Stream(gateway(SERVER, picker=picker)).ask(b"", path="/grpc.health.v1.Health/Check", content_type=GRPC)
+    chatted, called, checked = seen
+    assert isinstance(chatted, InferenceRequest)
+    assert (chatted.objective, chatted.fairness_id, chatted.headers["x-session"]) == ("fast", "team", "s1")
+    assert (called.prompt_token_ids, called.objective) == ([1, 2, 3], "")
+    assert (chatted.generates, called.generates, checked.generates) == (True, True, False)
+
+
+def test_a_picker_that_returns_something_else_is_told_so():
+    for returned, said in (((one for one in ()), "generator"), ("10.0.0.1:1", "str"), (object(), "object"), (["10.0.0.1:1"], "list")):
+        with pytest.raises(UsageError, match=f"the picker returned a {said}, not a sequence of candidates"):
+            Stream(gateway(SERVER, picker=lambda *_, returned=returned: returned)).ask(chat())
+    assert Stream(gateway(SERVER, picker=lambda *_: None)).ask(chat()).immediate.status.code == 503
 
 
 def test_a_picker_that_invents_endpoints_is_a_bug():
@@ -480,6 +519,27 @@ def test_a_call_that_does_not_generate_goes_through_as_it_comes():
     assert stream.request.body == b"abcghi"
     assert stream.request.ended
     assert stream.response.body == b"def"
+
+
+@pytest.mark.parametrize("method", ["Generate", "HealthCheck", "Abort"])
+def test_a_grpc_call_is_for_servers_of_its_dialect_where_there_are_such(method: str):
+    servers = (FakeServer("10.0.0.1:1", "sglang.scheduler"), FakeServer("10.0.0.2:2", "vllm.engine"))
+    _, request = grpc_request()
+    stream = Stream(gateway(*servers)).ask(request, path=f"/vllm.grpc.engine.VllmEngine/{method}", content_type=GRPC)
+    assert stream.request.headers["x-gateway-destination-endpoint"] == "10.0.0.2:2"
+    assert stream.processor.mode == "grpc-in-grpc-out"
+
+
+def test_how_a_call_that_is_not_read_ended_is_known():
+    def ended(trailers: list[tuple[str, str]], **how: object) -> object:
+        stream = Stream().ask(b"", path="/grpc.health.v1.Health/Check", content_type=GRPC)
+        stream.answer(trailers=trailers, **how) if trailers else stream.answer(trailers=None, **how)
+        return stream.processor.error and stream.processor.error.code
+
+    assert ended([("grpc-status", "0")]) is None
+    assert ended([("grpc-status", "12"), ("grpc-message", "no")]) is Code.UNIMPLEMENTED
+    assert ended([("grpc-status", "x" * 5000)]) is Code.UNKNOWN
+    assert ended([], headers=(*GRPC_HEAD, ("grpc-status", "14"))) is Code.UNAVAILABLE
 
 
 def test_a_call_of_another_dialect_is_bridged():

@@ -10,7 +10,7 @@
 """
 
 from .gateway import Declared, Gateway
-from .picking import Candidate, NoEndpointError, Picker, RequestShedError, least_inflight, prefix_affinity, round_robin
+from .picking import Candidate, NoEndpointError, Picker, PickRequest, RequestShedError, least_inflight, prefix_affinity, round_robin
 from .processor import Processor
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Declared",
     "Gateway",
     "NoEndpointError",
+    "PickRequest",
     "Picker",
     "Processor",
     "RequestShedError",

@@ -23,7 +23,7 @@ from .. import (
     Usage,
     encode_error_response,
 )
-from ._http_reading import HttpReading
+from ._reading import HttpReading, StatusReading
 from ._wire import (
     MAX_BODY_BYTES,
     Pairs,
@@ -240,9 +240,9 @@ def immediate_grpc_error(error: CodecError, set_headers: Iterable[tuple[str, str
 
 
 class Untouched:
-    """An answer that goes on as it came, byte for byte, while `reading` learns from it; None where there is nothing to learn."""
+    """An answer that goes on as it came, byte for byte, while `reading` learns from it."""
 
-    def __init__(self, reading: ObservedResponse | HttpReading | None, *, is_grpc: bool, whole_bodies: bool = False) -> None:
+    def __init__(self, reading: ObservedResponse | HttpReading | StatusReading, *, is_grpc: bool, whole_bodies: bool = False) -> None:
         self._reading = reading
         self._whole_bodies = whole_bodies
         self._is_grpc = is_grpc
@@ -255,12 +255,12 @@ class Untouched:
     @property
     def error(self) -> CodecError | None:
         """What the model server reported, or what is wrong with what it sent."""
-        return self._late or (self._reading.error if self._reading is not None else None)
+        return self._late or self._reading.error
 
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return self._reading.usage if self._reading is not None else Usage()
+        return self._reading.usage
 
     @property
     def frames_received(self) -> int:
@@ -270,26 +270,23 @@ class Untouched:
     def headers(self, fields: Pairs, status: int, *, end: bool) -> Answers:
         """Unchanged."""
         self.status = status
-        if self._reading is not None:
-            self._reading.receive_headers(fields, status=status)
-            if end:
-                self._reading.receive_trailers(fields)
+        self._reading.receive_headers(fields, status=status)
+        if end:
+            self._reading.receive_trailers(fields)
         return (headers_answer("response"),)
 
     def body(self, data: bytes, *, end: bool) -> Answers:
         """Unchanged."""
         self.has_started = True
         self.bytes_sent += len(data)
-        if self._reading is not None:
-            self._reading.receive_data(data)
-            if end:
-                self._reading.receive_eof()
+        self._reading.receive_data(data)
+        if end:
+            self._reading.receive_eof()
         return (buffered_answer("response"),) if self._whole_bodies else tuple(streamed_answers("response", data, end=end))
 
     def trailers(self, fields: Pairs) -> Answers:
         """Unchanged."""
-        if self._reading is not None:
-            self._reading.receive_trailers(fields)
+        self._reading.receive_trailers(fields)
         return (trailers_answer("response"),)
 
     def too_late(self) -> Answers:

@@ -10,6 +10,8 @@ from .picking import DESTINATION
 DROP_REASON: Final = "x-llm-d-request-dropped-reason"
 
 # The newer name first: it wins over the one that it replaces.
+OBJECTIVE: Final = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
+FAIRNESS_ID: Final = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
 MODEL_REWRITE: Final = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
 # Of pickers and for pickers, by their prefix: some are newer than any list.
 _CONTROL_PREFIXES: Final = ("x-gateway-", "x-llm-d-", "x-slo-")
@@ -48,6 +50,6 @@ def to_remove_for_grpc(names: Iterable[str], forwarded: frozenset[str], replaced
     return (name for name in dict.fromkeys(names) if name not in stays and not name.startswith(_KEPT_PREFIXES))
 
 
-def model_rewrite(headers: Mapping[str, str]) -> str:
-    """The model name that the request is to be taken for; "" for its own."""
-    return next((headers[name] for name in MODEL_REWRITE if headers.get(name)), "")
+def first_of(names: Iterable[str], headers: Mapping[str, str]) -> str:
+    """The value of the first that is there; "" if none is."""
+    return next((headers[name] for name in names if headers.get(name)), "")

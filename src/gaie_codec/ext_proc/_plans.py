@@ -18,14 +18,15 @@ from .. import (
     Observer,
     Transcoder,
     UnsupportedEndpointError,
+    UnsupportedFieldError,
     adapters,
     encode_answer_headers,
     snapshots,
 )
 from ._answers import Answer, Rewritten, Untouched
-from ._headers import model_rewrite, to_remove, to_remove_for_grpc
-from ._http_reading import HttpReading
+from ._headers import MODEL_REWRITE, first_of, to_remove, to_remove_for_grpc
 from ._modes import Mode
+from ._reading import HttpReading, StatusReading
 from .picking import Candidate
 
 # grpc-timeout has room for eight digits.
@@ -74,8 +75,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes | None = None
     answer: Callable[[int, bool], Answer]
     """Of the time in seconds since the epoch, and whether Envoy hands over whole bodies."""
+    generates: bool = True
     abort: tuple[str, bytes] | None = None
     """Path and message of the call that ends this one at the model server, where there is such."""
+
+
+def is_native(request: Incoming, server: Server) -> bool:
+    """Whether a gRPC request is one of the server's own dialect."""
+    if server.observer is None:
+        return False
+    service = request.path[1:].rpartition("/")[0]
+    return request.path in server.observer.paths or service in server.observer.adapter.snapshot.services
 
 
 def make_plan(request: Incoming, server: Server) -> Plan:
@@ -95,9 +105,11 @@ def make_plan(request: Incoming, server: Server) -> Plan:
 
 
 def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
-    call: Call = transcoder.request(
-        request.method, request.path, request.headers, request.body, request_id=request.own_id, model=model_rewrite(request.headers)
-    )
+    model = first_of(MODEL_REWRITE, request.headers)
+    call: Call = transcoder.request(request.method, request.path, request.headers, request.body, request_id=request.own_id, model=model)
+    if len(call.calls) > 1:
+        param = "prompt" if len(call.prompts) > 1 else "n"
+        raise UnsupportedFieldError(f"`{param}` takes {len(call.calls)} calls to this model server, and Envoy makes one", param=param)
     request_id = request.headers.get("x-request-id") or call.id
     head, removed = _grpc_head(request, call.path, call.headers)
     extra = encode_answer_headers(request_id, call.dropped)
@@ -124,6 +136,8 @@ def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
 
 def _bridged(request: Incoming, inbound: str, transcoder: Transcoder) -> Plan:
     call: BridgedCall = _bridge(inbound, transcoder).request(request.path, request.headers, request.body)
+    if len(call.calls) > 1:
+        raise UnsupportedFieldError(f"`n` takes {len(call.calls)} calls to this model server, and Envoy makes one", param="n")
     (upstream,) = call.calls
     head, removed = _grpc_head(request, upstream.path, upstream.headers)
 
@@ -164,7 +178,8 @@ def _unread(request: Incoming, reason: str) -> Plan:
         inference=InferenceRequest(request_id=request.own_id),
         request_id=request.headers.get("x-request-id", request.own_id),
         remove=tuple(to_remove(request.headers)),
-        answer=lambda _, whole_bodies: Untouched(None, is_grpc=True, whole_bodies=whole_bodies),
+        generates=False,
+        answer=lambda _, whole_bodies: Untouched(StatusReading(), is_grpc=True, whole_bodies=whole_bodies),
     )
 
 
@@ -206,6 +221,7 @@ def _passed(request: Incoming, reason: str) -> Plan:
     length = (("content-length", str(len(request.body))),) if request.body else ()
     return Plan(
         mode=Mode.PASS,
+        generates=request.method == "POST",
         reason=reason,
         inference=inference,
         request_id=request_id,

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from .. import RequestError, UsageError
-from ._plans import Incoming, Plan, Server, make_plan
+from ._headers import FAIRNESS_ID, OBJECTIVE, first_of
+from ._plans import Incoming, Plan, Server, is_native, make_plan
 from .gateway import Gateway
-from .picking import DESTINATION, NoEndpointError, decode_destinations, encode_destination, is_in_subset
+from .picking import DESTINATION, Candidate, NoEndpointError, PickRequest, decode_destinations, encode_destination, is_in_subset
 
 Offer: TypeAlias = tuple[Server, Plan]
 
@@ -25,7 +26,7 @@ def find_eligible(gateway: Gateway, headers: Mapping[str, str], subset: frozense
         return (server,)
     servers = gateway.servers()
     if not servers:
-        raise NoEndpointError("no model server is ready")
+        raise NoEndpointError(f"no {DESTINATION} names a model server" if gateway.picker is None else "no model server is ready")
     if gateway.picker is None:  # Envoy has its own way to one of them, and each takes what the others do
         if len({(server.transcoder, server.observer) for server in servers}) > 1:
             raise NoEndpointError(f"{DESTINATION} names no model server, and they are not alike")
@@ -37,8 +38,10 @@ def find_eligible(gateway: Gateway, headers: Mapping[str, str], subset: frozense
 
 
 def make_offers(request: Incoming, servers: Sequence[Server]) -> list[Offer]:
-    """Each server with what it would be sent; servers that are alike share a plan. Raises what is wrong with the request if none can be
-    asked."""
+    """Each server with what it would be sent; servers that are alike share a plan. A gRPC call is for servers of its dialect, where there
+    are such. Raises what is wrong with the request if none can be asked."""
+    if request.is_grpc:
+        servers = [server for server in servers if is_native(request, server)] or servers
     plans: dict[Any, Plan | RequestError] = {}
     offers = []
     for server in servers:
@@ -56,12 +59,14 @@ def make_offers(request: Incoming, servers: Sequence[Server]) -> list[Offer]:
     return offers
 
 
-def choose(gateway: Gateway, offers: Sequence[Offer]) -> tuple[Server, Plan, str]:
+def choose(gateway: Gateway, headers: Mapping[str, str], offers: Sequence[Offer]) -> tuple[Server, Plan, str]:
     """The server, its plan, and the destination to name; "" where another picker did. Raises NoEndpointError, and what pickers raise."""
     if gateway.picker is None:
         return *offers[0], ""
     by_address = {server.address: (server, plan) for server, plan in offers}
-    chosen = gateway.picker(offers[0][1].inference, [server.candidate() for server, _ in offers])
+    chosen = gateway.picker(_pick_request(offers[0][1], headers), [server.candidate() for server, _ in offers])
+    if chosen is not None and not (isinstance(chosen, Sequence) and all(isinstance(one, Candidate) for one in chosen)):
+        raise UsageError(f"the picker returned a {type(chosen).__name__}, not a sequence of candidates")
     if not chosen:
         raise NoEndpointError("no model server was picked")
     if any(one.address not in by_address for one in chosen):
@@ -70,3 +75,14 @@ def choose(gateway: Gateway, offers: Sequence[Offer]) -> tuple[Server, Plan, str
     # What is sent is encoded for the first; whoever takes over has to understand it.
     alike = [one for one in chosen if by_address[one.address][1] is plan]
     return server, plan, encode_destination(alike[: 1 + gateway.fallbacks])
+
+
+def _pick_request(plan: Plan, headers: Mapping[str, str]) -> PickRequest:
+    inference = plan.inference
+    return PickRequest(
+        **{name: getattr(inference, name) for name in inference.__struct_fields__},
+        objective=first_of(OBJECTIVE, headers),
+        fairness_id=first_of(FAIRNESS_ID, headers),
+        headers=dict(headers),
+        generates=plan.generates,
+    )

@@ -58,7 +58,23 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """From 0 to 1."""
 
 
-Picker: TypeAlias = Callable[[InferenceRequest, Sequence[Candidate]], Sequence[Candidate]]
+class PickRequest(InferenceRequest, frozen=True, kw_only=True, omit_defaults=True):
+    """The request as a picker sees it: an `InferenceRequest`, and what only the choice depends on."""
+
+    objective: str = ""
+    """`x-llm-d-inference-objective`, or its older name."""
+
+    fairness_id: str = ""
+    """`x-llm-d-inference-fairness-id`, or its older name."""
+
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+    """All of the client's, names in lower case."""
+
+    generates: bool = True
+    """False for what has no prompt: health, reflection, lists of models."""
+
+
+Picker: TypeAlias = Callable[[PickRequest, Sequence[Candidate]], Sequence[Candidate]]
 """Chooses; an empty answer is 503. Raises `RequestShedError` for 429."""
 
 

@@ -356,7 +356,7 @@ class Processor:
         )
 
     def _route(self, offers: Sequence[Offer]) -> Answers:
-        self.server, self.plan, destination = choose(self._gateway, offers)
+        self.server, self.plan, destination = choose(self._gateway, self._fields, offers)
         self.mode = self.plan.mode
         self._answer = self.plan.answer(self._created, self._response_mode == BUFFERED)
         return self._send(self.plan, destination)
@@ -419,7 +419,7 @@ class Processor:
 
     def _refuse(self, error: CodecError) -> Answers:
         self.is_over, self._error = True, error
-        self._status = error.http_status
+        self._status = 200 if self._is_grpc else error.http_status
         reason = ((DROP_REASON, error.reason),) if isinstance(error, NoEndpointError | RequestShedError) else ()
         if self._is_grpc:
             return (immediate_grpc_error(error, reason),)

@@ -222,6 +222,9 @@ class _Stream:
                 raise
             # A write that Envoy did not take. To grpcio a handler that is cancelled has not ended its call.
             await self._context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the last answer was not taken")
+        except UsageError as error:  # most likely of the picker
+            _log.error("request %r: %s", processor.request_id, error)
+            await self._write(processor.fail())
         except Exception:
             _log.exception("stream of request %r: a bug of gaie-codec, or of the picker", processor.request_id)
             await self._write(processor.fail())

@@ -1,4 +1,4 @@
-"""What an OpenAI answer that passes by in HTTP says of itself: its usage, from JSON or from SSE cut anywhere."""
+"""What an answer that passes by says of itself: the usage of OpenAI's JSON or SSE, cut anywhere, or the status of a gRPC call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
-from .. import CodecError, SSEDecoder, Usage
+from .. import Code, CodecError, SSEDecoder, UpstreamStatusError, Usage
 
 # A longer body is not worth the memory: what is read here only counts.
 _MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -92,3 +92,29 @@ class HttpReading:
                 cached_tokens=(told.prompt_tokens_details or _Details()).cached_tokens or 0,
                 reasoning_tokens=(told.completion_tokens_details or _Details()).reasoning_tokens or 0,
             )
+
+
+class StatusReading:
+    """Reads how a gRPC call ended, and nothing else of it."""
+
+    def __init__(self) -> None:
+        self.error: CodecError | None = None
+        self.usage = Usage()
+
+    def receive_headers(self, headers: Iterable[tuple[str, str]], *, status: int) -> None:
+        """The status may be among the headers, with nothing after them."""
+        self.receive_trailers(headers)
+
+    def receive_data(self, data: bytes) -> None:
+        """Not looked at."""
+
+    def receive_eof(self) -> None:
+        """Nothing to learn."""
+
+    def receive_trailers(self, trailers: Iterable[tuple[str, str]]) -> None:
+        """The status, which has to be there."""
+        fields = dict(trailers)
+        number = fields.get("grpc-status", "0")
+        if number != "0":
+            code = Code(int(number)) if number.isascii() and number.isdecimal() and int(number[:3]) < len(Code) else Code.UNKNOWN
+            self.error = UpstreamStatusError(code, fields.get("grpc-message", ""))
