@@ -164,8 +164,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExtProc]:
         sim.stop()
 
 
-@pytest.mark.parametrize("direction", ["request", "response"])
-@pytest.mark.parametrize("mode", ["STREAMED", "BUFFERED_PARTIAL", "NONE"])
+@pytest.mark.parametrize(
+    ("direction", "mode"), [("request", "STREAMED"), ("response", "STREAMED"), ("request", "NONE"), ("response", "BUFFERED_PARTIAL")]
+)
 def test_another_mode_is_refused_by_its_name(plain: ExtProc, direction: str, mode: str, tmp_path: Path):
     def change(settings: Any) -> None:
         manager = settings["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
