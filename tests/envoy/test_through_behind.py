@@ -223,7 +223,7 @@ def test_a_deadline_amid_streams_ends_them(tmp_path: Path):
         for _ in range(3):
             with suppress(httpx.ReadTimeout):
                 body = {"messages": ask({"text": "word " * 300, "delay_ms": 10}), "stream": True}
-                answers.append(httpx.post(url, json=body, timeout=3).text)
+                answers.append(httpx.post(url, json=body, timeout=2).text)
 
     with chain_of(tmp_path, "vllm.engine", more=("--request-timeout", "0.5")) as chain:
         threads = [threading.Thread(target=post, args=(f"{chain.envoy.url}/{CHAT}",)) for _ in range(16)]

@@ -213,6 +213,10 @@ def test_whoever_can_answer_is_asked(tmp_path: Path):
         assert counts(kinds) == [2, 5]
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(model="", messages=ask(), n=0)
+        before = counts(kinds)
+        for dialect in ("vllm.inference", "sglang.scheduler", "vllm.inference", "sglang.scheduler", "vllm.inference"):
+            assert call(stack.envoy.authority, *encoded(dialect, "g")).code == "OK"
+        assert [new - old for new, old in zip(counts(kinds), before, strict=True)] == [3, 2], "nothing is bridged where it need not be"
 
 
 PICKER = """
