@@ -497,7 +497,7 @@ def test_a_dialect_that_the_server_does_not_speak(asked: str) -> None:
         for tokenizer in ("builtin", "server"):
             done = subprocess.run([*command, "--tokenizer", tokenizer], capture_output=True, text=True, timeout=60)
             assert (done.returncode, done.stdout) == (2, "")
-            assert done.stderr.endswith(f"no {asked} model server: it speaks sglang.runtime; --dialect auto sees that\n")
+            assert done.stderr.endswith(f"no {asked} model server: it speaks sglang.runtime; dialect auto sees that\n")
     finally:
         thread.stop()
 

@@ -33,6 +33,7 @@ _PICKERS = ("round-robin", "least-inflight", "prefix", "none")
 @click.option(
     "--pool", metavar="FILE", help="InferencePool manifest, whose appProtocol says whether to transcode; read again when it changes."
 )
+@click.option("--pool-name", metavar="[NAMESPACE/]NAME", help="Which pool, where the file has several.")
 @click.option("--transcode", metavar="auto|on|off", help="Above the pool.  [default: GAIE_CODEC_TRANSCODE, or auto]")
 @click.option(
     "--tokenizer",
@@ -61,15 +62,7 @@ _PICKERS = ("round-robin", "least-inflight", "prefix", "none")
 @seconds("--request-timeout", 600.0, "Deadline of a whole answer.")
 @seconds("--check-interval", 5.0, "Between health checks of a model server.")
 @seconds("--loads-interval", 1.0, "Between questions for its load (GetLoads).")
-@click.option(
-    "--drain-delay",
-    "drain_delay_s",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="After a signal, how long streams are still accepted.",
-)
+@seconds("--drain-delay", 0.0, "After a signal, how long streams are still accepted: in Kubernetes some 5 s.", allows_zero=True)
 @seconds("--shutdown-timeout", 30.0, "After that, how long streams may take to end.")
 @click.option("--metrics-listen", metavar="HOST:PORT", help="Where Prometheus may scrape.  [default: nowhere]")
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False), help="Private key, PEM; Envoy then needs TLS towards this port.")
@@ -101,8 +94,11 @@ def ext_proc(
 
     if (tls_key is None) != (tls_cert is None):
         raise click.UsageError("--tls-key and --tls-cert go together")
-    if picker != "none" and options["dialect"] is not None:
-        raise click.UsageError("--dialect is for --picker none; an endpoint has its own: --endpoint HOST:PORT,dialect=D")
+    for name in ("dialect", "snapshot"):
+        if picker != "none" and options[name] is not None:
+            raise click.UsageError(f"--{name} is for --picker none; an endpoint has its own: --endpoint HOST:PORT,{name}=...")
+    if picker == "none" and options["fallbacks"]:
+        raise click.UsageError("--fallbacks is for a picker, and --picker none has none")
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transcoder_options = TranscoderOptions(
         chat_template=template_file.read() if template_file is not None else None,

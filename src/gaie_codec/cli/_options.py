@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import click
 
 
-def seconds(name: str, default: float, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+class _Seconds(click.FloatRange):
+    """Up to ten weeks: nothing here waits longer, and timers have their limits."""
+
+    def __init__(self, *, allows_zero: bool) -> None:
+        super().__init__(min=0, min_open=not allows_zero, max=6_000_000)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        converted = super().convert(value, param, ctx)
+        if not math.isfinite(converted):
+            self.fail(f"{value} is no number of seconds.", param, ctx)
+        return converted
+
+
+def seconds(name: str, default: float, text: str, *, allows_zero: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A time; the parameter's name ends in `_s`."""
-    kind = click.FloatRange(min=0, min_open=True)
+    kind = _Seconds(allows_zero=allows_zero)
     return click.option(
         name, f"{name[2:].replace('-', '_')}_s", type=kind, default=default, show_default=True, metavar="SECONDS", help=text
     )

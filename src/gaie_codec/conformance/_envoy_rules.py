@@ -134,7 +134,7 @@ def _forbidden(half: Half, option: Any) -> str | None:
     if name in ((":status",) if half.side == "request" else (":path", ":method")):
         return f"sets {name} on a {half.side}"
     if option.append_action == 0:
-        return f"sets {name} without an append_action: Envoy then overwrites, and others append"
+        return f"sets {name} with no append_action, which is APPEND_IF_EXISTS_OR_ADD: Envoy overwrites all the same, and others append"
     return None
 
 

@@ -120,7 +120,8 @@ class Endpoint:
         """It is well."""
         if not self.is_ready:
             self.is_ready, self.reason = True, ""
-            _log.info("endpoint %s is ready: %s %s %s", self.address, self.dialect, self.snapshot, ", ".join(self.model.names))
+            told = (self.dialect, self.snapshot, ", ".join(self.model.names))
+            _log.info("endpoint %s is ready: %s", self.address, " ".join(filter(None, told)))
 
     def retire(self) -> None:
         """It was taken out of the configuration; what is in flight may end."""

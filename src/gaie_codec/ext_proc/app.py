@@ -15,7 +15,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -56,6 +58,7 @@ async def run_ext_proc(
     snapshot: str | None = None,
     options: TranscoderOptions | None = None,
     pool: str | os.PathLike[str] | None = None,
+    pool_name: str | None = None,
     override: Override = "auto",
     serves_models: bool = False,
     fallbacks: int = 0,
@@ -74,14 +77,16 @@ async def run_ext_proc(
 
     `endpoints` and the lines of `endpoints_file` are `HOST:PORT[,dialect=D][,snapshot=S][,model=NAME]`. `picker` None only transcodes,
     behind another endpoint picker; `dialect` and `snapshot` are then those of model servers that are not listed. `pool` is an InferencePool
-    manifest, `override` is above it. `tls` are the files of a private key and its certificate chain. `drain_delay_s` is how long streams
-    are still accepted after a signal, while readiness is off already. Raises UsageError with one line that says what is in the way.
+    manifest (`pool_name` chooses among several), `override` is above it. `tls` are the files of a private key and its certificate chain.
+    `drain_delay_s` is how long streams are still accepted after a signal, while readiness is off already. Raises UsageError with one line
+    that says what is in the way.
     """
     specs = [decode_endpoint(one) if isinstance(one, str) else one for one in endpoints]
     if not specs and endpoints_file is None and (picker is not None or dialect is None):
         raise UsageError("no endpoint is given; one behind another endpoint picker needs at least a dialect")
-    watched = WatchedPool(pool) if pool is not None else None
-    keys = (Path(tls[0]).read_bytes(), Path(tls[1]).read_bytes()) if tls is not None else None
+    watched = WatchedPool(pool, name=pool_name) if pool is not None else None
+    keys = _read_keys(*tls) if tls is not None else None
+    forwarded = frozenset(map(_forwardable, forward_headers))
     metrics = Metrics()
     collector = LoadsCollector(stale_s=max(5.0, 3 * loads_interval_s))
     metrics.registry.register(collector)
@@ -105,7 +110,7 @@ async def run_ext_proc(
             declared=declared,
             models=(lambda: _models(live)) if serves_models else None,
             fallbacks=fallbacks,
-            forwarded=frozenset(name.lower() for name in forward_headers),
+            forwarded=forwarded,
             timeout_s=request_timeout_s,
             limits=(options or TranscoderOptions()).limits,
         )
@@ -175,6 +180,22 @@ def _signals() -> Iterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
+def _read_keys(key: str | os.PathLike[str], certificate: str | os.PathLike[str]) -> tuple[bytes, bytes]:
+    """Raises UsageError for a key and a certificate that are none, or not of each other: grpcio only says that it cannot listen."""
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password=lambda: "")
+    except ssl.SSLError as error:
+        raise UsageError(f"certificate {certificate} and key {key}: {error.reason or 'not in PEM'}") from error
+    return Path(key).read_bytes(), Path(certificate).read_bytes()
+
+
+def _forwardable(name: str) -> str:
+    lower = name.lower()
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+", lower) or lower.startswith(("grpc-", "x-gateway-", "x-llm-d-")):
+        raise UsageError(f"forward header {name!r}: no header that a model server may get")
+    return lower
+
+
 async def _settle(live: Endpoints, stopping: asyncio.Event) -> None:
     give_up = time.monotonic() + _SETTLE_S
     while any(not endpoint.is_ready for endpoint in live) and time.monotonic() < give_up and not stopping.is_set():
@@ -182,11 +203,19 @@ async def _settle(live: Endpoints, stopping: asyncio.Event) -> None:
 
 
 def _declared(live: Endpoints, watched: WatchedPool | None, override: Override, *, speaks_by_default: bool) -> Callable[[], Declared]:
+    last_reason = ""
+
     def declared() -> Declared:
+        nonlocal last_reason
         pool = watched.current() if watched is not None else None
         speaks_grpc = speaks_by_default or any(endpoint.spec.dialect != "http" for endpoint in live)
         carries_grpc = pool is None or pool.app_protocol != "http" or override == "transcode"
-        return Declared(*transcodes(pool, speaks_grpc=speaks_grpc, override=override), carries_grpc)
+        does, reason = transcodes(pool, speaks_grpc=speaks_grpc, override=override)
+        if reason != last_reason:
+            last_reason = reason
+            # To pass JSON on to a server that speaks gRPC is seldom what is meant.
+            _log.log(logging.WARNING if speaks_grpc and not does else logging.INFO, "%s", reason)
+        return Declared(does, reason, carries_grpc)
 
     return declared
 

@@ -212,7 +212,8 @@ class Endpoints:
                     _log.warning("%s; what was read before stays", complaint)
             else:
                 seen, complaint = signature, ""
-                _log.info("endpoints file %s: %d endpoints", path, len(self._endpoints))
+                level = logging.INFO if self._endpoints else logging.WARNING
+                _log.log(level, "endpoints file %s: %d endpoints", path, len(self._endpoints))
 
 
 def _signature(path: str | os.PathLike[str]) -> tuple[int, int, int, int]:

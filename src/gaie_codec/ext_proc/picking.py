@@ -120,7 +120,8 @@ def decode_destinations(text: str) -> tuple[str, ...]:
         address = _decode_address(part)
         if address is None:
             raise MalformedDestinationError(
-                f"destination {place} ({len(part)} characters) is not IP:PORT (an IPv6 address goes in brackets)"
+                f"destination {place} of the endpoint picker before this one is not IP:PORT (an IPv6 address goes in brackets)",
+                detail=f"{part[:60]!r}",
             )
         found.append(address)
     return tuple(found)

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from google.protobuf.message import DecodeError
 
 from .. import UsageError
-from ..upstream.listen import check_listen
+from ..upstream.listen import bind
 from ._wire import decode_headers
 from .gateway import Gateway
 from .messages import PROCESS_PATH, SERVICE, ProcessingRequest, ProcessingResponse
@@ -103,7 +103,8 @@ class ExtProcServer:
 
         Raises UsageError if it cannot listen there.
         """
-        check_listen(listen)  # grpcio takes a port modulo 65536
+        # grpcio takes a port modulo 65536, and says of one that is taken only that it failed.
+        bind(listen).close()
         # Envoy's bodies come in pieces of at most 1 MiB, but whole in mode BUFFERED.
         limit = self._gateway.limits.max_request_bytes + 1024 * 1024
         options = (("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0))
@@ -315,7 +316,8 @@ class _Stream:
 def _log_request(processor: Processor, ttft_s: float | None, duration_s: float) -> None:
     """One line for each request: what it was, which way it went and why, who answered, and how it ended."""
     error, plan, usage = processor.error, processor.plan, processor.usage
-    level = logging.WARNING if error is not None and error.http_status >= 500 else logging.INFO
+    failed = max(processor.status, error.http_status if error is not None else 0) >= 500
+    level = logging.WARNING if failed else logging.INFO
     if not _log.isEnabledFor(level):
         return
     where = processor.served or (processor.server.address if processor.server is not None else "nowhere")

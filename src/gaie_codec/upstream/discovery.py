@@ -73,7 +73,7 @@ async def check_dialect(upstream: Upstream, adapter: Adapter) -> None:
     with contextlib.suppress(CodecError):
         spoken = (await probe(upstream)).dialect
         if spoken not in ("", adapter.dialect):
-            raise UsageError(f"upstream {upstream.target}: no {adapter.dialect} model server: it speaks {spoken}; --dialect auto sees that")
+            raise UsageError(f"upstream {upstream.target}: no {adapter.dialect} model server: it speaks {spoken}; dialect auto sees that")
 
 
 async def await_answer(upstream: Upstream, timeout_s: float, ask: Callable[[float], Awaitable[_Told]]) -> _Told:

@@ -11,17 +11,11 @@ from .. import UsageError
 _LISTEN: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/\s]*)):(\d{1,5})")
 
 
-def check_listen(listen: str) -> re.Match[str]:
-    """The match of HOST:PORT: an IPv6 address without its brackets, or another host, and the port. Raises UsageError, naming `listen`."""
+def bind(listen: str) -> socket.socket:
+    """The socket of a TCP port, 0 for any free one; an IPv6 address goes in brackets. Raises UsageError, naming `listen`."""
     match = _LISTEN.fullmatch(listen)
     if match is None or int(match[3]) > 65535:
         raise UsageError(f"listen {listen}: not of the form HOST:PORT (an IPv6 address goes in brackets)")
-    return match
-
-
-def bind(listen: str) -> socket.socket:
-    """The socket of a TCP port, 0 for any free one; an IPv6 address goes in brackets. Raises UsageError, naming `listen`."""
-    match = check_listen(listen)
     # asyncio sets TCP_NODELAY only where it sees the protocol's number; without it an answer waits 40 ms for the client's ACK.
     listener = socket.socket(socket.AF_INET6 if match[1] else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:

@@ -115,7 +115,7 @@ class Transcoders:
         except (CodecError, UsageError) as error:
             # A server that was started with a hub id has no files to send, but it tells the id.
             source = model.tokenizer_path or model.model_path
-            hint = f", such as --tokenizer {source}" if source else ""
+            hint = f", such as --tokenizer {source}" if source not in ("", "builtin") else ", as --tokenizer DIR or HUB_ID"
             raise UsageError(
                 f"upstream {upstream.target}: no tokenizer from the model server: {error}; name another source{hint}"
             ) from error
