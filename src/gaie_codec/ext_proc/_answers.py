@@ -149,14 +149,23 @@ class Rewritten:
         return answers
 
     def too_late(self) -> Answers:
-        """The deadline has passed. An answer that has begun ends with the error, and is then cut off."""
-        if self._reading.ended:
-            self._late = UpstreamStatusError(Code.DEADLINE_EXCEEDED, LATE) if self._is_grpc else None
+        """The deadline has passed. An answer that has begun ends with the error, and is then cut off, or `goes_on` where that must wait."""
+        if self._reading.ended and not self._is_grpc:
             return self.cut()
+        if self._reading.ended:
+            self._late = UpstreamStatusError(Code.DEADLINE_EXCEEDED, LATE)
+            return self._at_once(None, b"")
         outputs = self._reading.receive_status(Code.DEADLINE_EXCEEDED, LATE)
         if not self._is_released or self._is_grpc:
             return self._at_once(*self._taken(outputs))
-        return (*self._stream(outputs), *self.cut())
+        answers = self._stream(outputs)
+        # The model server's own deadline ends it in the same moment, and behind another filter an end must not cross its trailers.
+        return answers if self._is_chained else (*answers, *self.cut())
+
+    @property
+    def may_cut(self) -> bool:
+        """Whether the answer is complete without the model server's end, which a gRPC client's is not: its status is in the trailers."""
+        return not self._is_grpc
 
     def cut(self) -> Answers:
         """Ends an answer that has begun while the model server goes on, which cancels its call. Where other filters are before this one,
@@ -168,12 +177,11 @@ class Rewritten:
         head, data = self._taken(outputs)
         goes_on = self._reading.ended and not (end or in_trailers)
         if not self._is_released:
-            if self._reading.ended and (goes_on or self.error is not None) and not self._is_chained:
+            if self._reading.ended and (goes_on or self.error is not None) and not self._is_chained and not self._is_grpc:
                 return self._at_once(head, data)
             if head is None:
                 return ()
-        # A gRPC client gets its status in the trailers: the end of the model server's is waited for.
-        self.goes_on = goes_on and not self._is_grpc
+        self.goes_on = goes_on
         answers = [headers_answer("response", self._head_mutation(head))] if head is not None else []
         self._is_released = True
         if data:
@@ -218,6 +226,9 @@ class Rewritten:
         details = f"gaie_codec: {self.error.error_type}" if self.error is not None else "gaie_codec: complete"
         if self._is_grpc and self.error is not None:
             return (immediate_grpc_error(self.error),)
+        if self._whole_bodies and self.error is not None:  # a stream, nothing of which has left
+            self.status = self.error.http_status
+            return (immediate_error(self.error, self._set_headers),)
         headers = [(name, value) for name, value in (*head.headers, *self._set_headers) if name != "content-length"]
         return (immediate_answer(head.status, data, headers, details=details),)
 
@@ -251,6 +262,7 @@ class Untouched:
         self.bytes_sent = 0
         self.has_started = False
         self.goes_on = self.is_over = False
+        self.may_cut = False
 
     @property
     def error(self) -> CodecError | None:

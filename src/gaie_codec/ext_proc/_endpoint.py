@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from .. import ModelInfo
-from .endpoint_specs import HTTP, EndpointSpec
+from .endpoint_specs import AUTO, HTTP, EndpointSpec
 from .picking import Candidate, NoEndpointError
 
 if TYPE_CHECKING:
@@ -115,6 +115,12 @@ class Endpoint:
         self._known.set()
         if is_told:
             self._told.set()
+
+    def inherit(self, other: Endpoint) -> None:
+        """Go on as `other`, which had this address with other settings, until it is known what holds now."""
+        if other.is_ready and self.spec.dialect in (AUTO, other.dialect):
+            self.adapter, self.transcoder, self.observer = other.adapter, other.transcoder, other.observer
+            self.is_ready, self.reason = True, ""
 
     def rise(self) -> None:
         """It is well."""

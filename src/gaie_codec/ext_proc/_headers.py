@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
+from .._metadata import is_metadata_value
 from .picking import DESTINATION
 
 DROP_REASON: Final = "x-llm-d-request-dropped-reason"
@@ -30,9 +31,11 @@ _HOP_BY_HOP: Final = frozenset(
         "upgrade",
     )
 )
-# Envoy's own, which say where a request came from. x-envoy-* it would not let go of anyway.
-_KEPT_PREFIXES: Final = (":", "x-envoy-", "x-forwarded-")
-_KEPT: Final = frozenset(("host", "user-agent", "x-request-id", DESTINATION))
+# Who asked, from where. x-envoy-* are Envoy's own, which it would not let go of.
+_KEPT_PREFIXES: Final = (":", "x-envoy-")
+_KEPT: Final = frozenset(("host", "user-agent", "x-request-id", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", DESTINATION))
+# gRPC servers refuse a call with more than some 8 or 16 KB of metadata, and clients choose the length of some.
+_MAX_KEPT_CHARS: Final = 2048
 
 
 def to_remove(names: Iterable[str]) -> Iterator[str]:
@@ -41,13 +44,17 @@ def to_remove(names: Iterable[str]) -> Iterator[str]:
     return (name for name in dict.fromkeys(names) if name in unwanted or (name.startswith(_CONTROL_PREFIXES) and name != DESTINATION))
 
 
-def to_remove_for_grpc(names: Iterable[str], forwarded: frozenset[str], replaced: Iterable[str]) -> Iterator[str]:
-    """What a request that becomes gRPC leaves behind: all that it would turn into metadata, credentials and grpc-* too.
+def to_remove_for_grpc(headers: Mapping[str, str], forwarded: frozenset[str], replaced: Iterable[str]) -> Iterator[str]:
+    """What a request that becomes gRPC leaves behind: all that it would turn into metadata, credentials and grpc-* too, and what gRPC
+    cannot carry.
 
     `forwarded` are further names that stay; `replaced` are set anew.
     """
-    stays = _KEPT | forwarded | {*replaced}
-    return (name for name in dict.fromkeys(names) if name not in stays and not name.startswith(_KEPT_PREFIXES))
+    stays, anew = _KEPT | forwarded, {*replaced}
+    for name, value in headers.items():
+        can_stay = name in stays and len(value) <= _MAX_KEPT_CHARS and is_metadata_value(value)
+        if not can_stay and name not in anew and not name.startswith(_KEPT_PREFIXES):
+            yield name
 
 
 def first_of(names: Iterable[str], headers: Mapping[str, str]) -> str:

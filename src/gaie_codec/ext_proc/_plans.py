@@ -23,6 +23,7 @@ from .. import (
     encode_answer_headers,
     snapshots,
 )
+from .._framing import ENCODINGS
 from ._answers import Answer, Rewritten, Untouched
 from ._headers import MODEL_REWRITE, first_of, to_remove, to_remove_for_grpc
 from ._modes import Mode
@@ -156,10 +157,13 @@ def _bridged(request: Incoming, inbound: str, transcoder: Transcoder) -> Plan:
         remove=removed,
         body=upstream.frame,
         answer=answer,
+        abort=_abort(transcoder, upstream.inference.request_id),
     )
 
 
 def _observed(request: Incoming, observer: Observer) -> Plan:
+    if request.headers.get("grpc-encoding", "identity") not in ENCODINGS:
+        return _unread(request, "in an encoding that is not read here", generates=True)
     call: ObservedCall = observer.request(request.path, request.headers, request.body)
     return Plan(
         mode=Mode.OBSERVE,
@@ -171,14 +175,14 @@ def _observed(request: Incoming, observer: Observer) -> Plan:
     )
 
 
-def _unread(request: Incoming, reason: str) -> Plan:
+def _unread(request: Incoming, reason: str, *, generates: bool = False) -> Plan:
     return Plan(
         mode=Mode.OBSERVE,
         reason=reason,
         inference=InferenceRequest(request_id=request.own_id),
         request_id=request.headers.get("x-request-id", request.own_id),
         remove=tuple(to_remove(request.headers)),
-        generates=False,
+        generates=generates,
         answer=lambda _, whole_bodies: Untouched(StatusReading(), is_grpc=True, whole_bodies=whole_bodies),
     )
 
@@ -217,15 +221,12 @@ def _passed(request: Incoming, reason: str) -> Plan:
         prompt_text=text or None,
         cache_salt=body.cache_salt or "",
     )
-    # Envoy takes the length away, and a request that comes whole has one.
-    length = (("content-length", str(len(request.body))),) if request.body else ()
     return Plan(
         mode=Mode.PASS,
         generates=request.method == "POST",
         reason=reason,
         inference=inference,
         request_id=request_id,
-        set_headers=length,
         remove=tuple(to_remove(request.headers)),
         answer=lambda _, whole_bodies: Untouched(HttpReading(), is_grpc=False, whole_bodies=whole_bodies),
     )

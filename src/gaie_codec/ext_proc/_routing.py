@@ -73,8 +73,8 @@ def choose(gateway: Gateway, headers: Mapping[str, str], offers: Sequence[Offer]
         raise UsageError("the picker chose what was not offered to it")
     server, plan = by_address[chosen[0].address]
     # What is sent is encoded for the first; whoever takes over has to understand it.
-    alike = [one for one in chosen if by_address[one.address][1] is plan]
-    return server, plan, encode_destination(alike[: 1 + gateway.fallbacks])
+    alike = {one.address: one for one in chosen if by_address[one.address][1] is plan}
+    return server, plan, encode_destination([*alike.values()][: 1 + gateway.fallbacks])
 
 
 def _pick_request(plan: Plan, headers: Mapping[str, str]) -> PickRequest:

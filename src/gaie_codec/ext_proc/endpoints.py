@@ -150,6 +150,8 @@ class Endpoints:
         self._endpoints = {address: kept.get(address) or Endpoint(address, spec) for address, spec in found.items()}
         for address, endpoint in self._endpoints.items():
             if address not in kept:
+                if address in before:
+                    endpoint.inherit(before[address])
                 self._watches[endpoint] = self._run(self._watcher.watch(endpoint))
         for address, endpoint in before.items():
             if address not in kept:

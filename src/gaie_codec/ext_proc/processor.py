@@ -210,12 +210,13 @@ class Processor:
             return self._refuse(error)
 
     def too_late(self) -> Answers:
-        """The host's deadline has passed. Gives the last messages."""
+        """The host's deadline has passed. Gives the last messages, unless the answer `goes_on`; then the next call does."""
         if self.is_over:
             return ()
         if self._answer is not None:
-            self.is_over = True
-            return self._answer.too_late()
+            answers = self._answer.too_late()
+            self.is_over = self._answer.is_over
+            return answers
         if self._phase is _Phase.ROUTED:
             return self._refuse(UpstreamStatusError(Code.DEADLINE_EXCEEDED, LATE))
         late = RequestError("the request was not complete within the gateway's deadline")
@@ -224,8 +225,13 @@ class Processor:
 
     @property
     def goes_on(self) -> bool:
-        """The client has its answer, and the model server goes on: end it by `plan.abort` and give it a moment, then `cut`."""
+        """The client has its answer, and the model server goes on: end it by `plan.abort` and give it a moment, then `cut` if it may be."""
         return self._answer is not None and self._answer.goes_on and not self.is_answer_complete
+
+    @property
+    def may_cut(self) -> bool:
+        """Whether `cut` is allowed; else the model server's own end has to come."""
+        return self._answer is not None and self._answer.may_cut
 
     def cut(self) -> Answers:
         """End an answer whose model server goes on."""

@@ -7,6 +7,7 @@ stream has a deadline here, and ends only after Envoy did or after the last answ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -221,8 +222,10 @@ class _Stream:
         except asyncio.CancelledError:
             if not self._is_late or self._task.uncancel():
                 raise
-            # A write that Envoy did not take. To grpcio a handler that is cancelled has not ended its call.
-            await self._context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the last answer was not taken")
+            # A write that Envoy did not take. To grpcio a handler that is cancelled has not ended its call, whose end waits for the write.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the last answer was not taken")
         except UsageError as error:  # most likely of the picker
             _log.error("request %r: %s", processor.request_id, error)
             await self._write(processor.fail())
@@ -260,7 +263,8 @@ class _Stream:
             await self._write(answers)
             if processor.goes_on and self._aborting is None:
                 self._aborting = asyncio.create_task(self._hooks.abort(processor))
-                self._set_deadline(_ABORT_S if processor.plan is not None and processor.plan.abort is not None else _LAG_S)
+                if processor.may_cut:
+                    self._set_deadline(_ABORT_S if processor.plan is not None and processor.plan.abort is not None else _LAG_S)
             if self._ttft_s is None and processor.has_started:
                 self._ttft_s = time.monotonic() - self._started_s
 
@@ -285,6 +289,7 @@ class _Stream:
 
     def _set_deadline(self, after_s: float | None) -> None:
         """One timer for the whole stream: a timeout around each read would cost more than the read."""
+        self._is_late = False
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if after_s is None else self._task.get_loop().call_later(after_s, self._expire)
