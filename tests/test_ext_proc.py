@@ -748,6 +748,30 @@ def test_envoys_own_answer_before_the_request_is_whole_passes():
     assert (stream.response.headers, stream.response.body, stream.response.ended) == ({}, b"slow", True)
 
 
+def test_a_request_whose_answer_is_envoys_own_is_not_routed_after_all():
+    stream = Stream()
+    stream.send(headers_message("request_headers", [(":method", "POST"), (":path", CHAT)]))
+    stream.answer([b"slow"], headers=[(":status", "408")], trailers=None)
+    assert stream.send(body_message("request_body", chat(), end=True)) == []
+    assert stream.processor.server is None
+
+
+def test_an_answer_that_failed_at_its_headers_and_never_had_a_body_is_told_at_the_deadline():
+    stream = Stream(gateway(SERVER, picker=None)).ask(chat())
+    assert stream.send(headers_message("response_headers", [(":status", "503")])) == []
+    stream.take(stream.processor.too_late())
+    assert stream.immediate.status.code == 503
+
+
+def test_a_complete_answer_counts_as_complete_before_the_model_server_has_ended():
+    stream = Stream(gateway(FakeServer(dialect="sglang.scheduler"))).ask(chat(stream=True, stop=["there"]))
+    stream.send(headers_message("response_headers", GRPC_HEAD))
+    for piece in answer_frames("Hi there you", "sglang.scheduler")[:4]:
+        stream.send(body_message("response_body", piece))
+    assert stream.processor.goes_on
+    assert stream.processor.is_answer_complete
+
+
 def test_headers_that_come_as_text_are_read_too():
     stream = Stream()
     message = headers_message("request_headers", [])

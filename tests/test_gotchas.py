@@ -56,6 +56,10 @@ def test_g2_an_end_of_the_body_that_comes_twice_is_passed_over():
     assert stream.send(body_message("request_body", end=True)) == []
     stream.answer(answer_frames("Hi"))
     assert stream.response.headers[":status"] == "200"
+    unread = Stream()
+    unread.send(headers_message("request_headers", [(":method", "POST"), (":path", "/a.B/C"), ("content-type", GRPC)]))
+    unread.send(body_message("request_body", b"x", end=True))
+    assert unread.send(body_message("request_body", end=True)) == []
 
 
 def test_g4_no_mode_is_overridden():

@@ -151,7 +151,7 @@ class Rewritten:
     def too_late(self) -> Answers:
         """The deadline has passed. An answer that has begun ends with the error, and is then cut off, or `goes_on` where that must wait."""
         if self._reading.ended and not self._is_grpc:
-            return self.cut()
+            return self.cut() if self._is_released else self._at_once(*self._taken(self._held))
         if self._reading.ended:
             self._late = UpstreamStatusError(Code.DEADLINE_EXCEEDED, LATE)
             return self._at_once(None, b"")

@@ -157,12 +157,16 @@ class _Hooks(Hooks):
         with contextlib.suppress(CodecError):  # what is wrong with it is said when the request is routed
             await self._live.for_address(destination).wait_until_known(_LEARN_S, told_within_s=_TOLD_S)
 
-    async def abort(self, processor: Processor) -> None:
+    async def abort(self, processor: Processor) -> bool:
         server, plan = processor.server, processor.plan
-        if isinstance(server, Endpoint) and server.upstream is not None and plan is not None and plan.abort is not None:
-            path, message = plan.abort
-            with contextlib.suppress(CodecError):  # the answer is cut off then
-                await server.upstream.unary(path, message, timeout_s=_ABORT_S)
+        if not isinstance(server, Endpoint) or server.upstream is None or plan is None or plan.abort is None:
+            return False
+        path, message = plan.abort
+        try:
+            await server.upstream.unary(path, message, timeout_s=_ABORT_S)
+        except CodecError:
+            return False
+        return True
 
 
 @contextlib.contextmanager

@@ -141,7 +141,7 @@ class Processor:
     @property
     def is_answer_complete(self) -> bool:
         """Whether the answer has been passed on to its end; if the stream ends before, the client has gone, or Envoy has."""
-        return self._is_answer_complete or self.is_over
+        return self._is_answer_complete or self.is_over or (self._answer is not None and self._answer.goes_on)
 
     @property
     def request_id(self) -> str:
@@ -226,7 +226,7 @@ class Processor:
     @property
     def goes_on(self) -> bool:
         """The client has its answer, and the model server goes on: end it by `plan.abort` and give it a moment, then `cut` if it may be."""
-        return self._answer is not None and self._answer.goes_on and not self.is_answer_complete
+        return self._answer is not None and self._answer.goes_on and not (self._is_answer_complete or self.is_over)
 
     @property
     def may_cut(self) -> bool:
@@ -304,6 +304,8 @@ class Processor:
 
     def _request_body(self, body: Any) -> Answers:
         if self._phase is _Phase.PASSING:
+            if body.end_of_stream:
+                self._phase = _Phase.ROUTED
             if self._request_mode == BUFFERED:
                 return (buffered_answer("request"),)
             return tuple(streamed_answers("request", body.body, end=body.end_of_stream))
@@ -320,10 +322,11 @@ class Processor:
         return self._complete("body")
 
     def _request_trailers(self) -> Answers:
-        if self._phase is not _Phase.AWAIT_BODY:
-            return (trailers_answer("request"),)
-        self._phase = _Phase.ROUTED
-        return self._complete("trailers")
+        phase, self._phase = self._phase, _Phase.ROUTED
+        if phase is _Phase.AWAIT_BODY:
+            return self._complete("trailers")
+        # In mode BUFFERED they come after a body that was whole already.
+        return (trailers_answer("request"),) if phase is _Phase.PASSING or self._request_mode == BUFFERED else ()
 
     def _models(self, body: bytes) -> Answers:
         self.mode, self._status, self.is_over = Mode.LOCAL, 200, True
@@ -413,7 +416,9 @@ class Processor:
         return self._answer.trailers(decode_headers(message.response_trailers.trailers))
 
     def _response_headers(self, headers: Any) -> Answers:
-        if self._answer is None:
+        if self._answer is None:  # what is still to come of the request goes nowhere
+            self._phase = _Phase.ROUTED
+            self._body.clear()
             return (headers_answer("response"),)
         fields = decode_headers(headers.headers)
         status = dict(fields).get(":status", "")

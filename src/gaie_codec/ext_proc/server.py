@@ -70,9 +70,10 @@ class Hooks:
     async def learn(self, destination: str) -> None:
         """Another endpoint picker has named this model server: time to find out what it is, for `Gateway.find`."""
 
-    async def abort(self, processor: Processor) -> None:
-        """The client has its answer, and the model server goes on: end that by `processor.plan.abort`. Where that is None, or nothing
-        comes of it, the answer is cut off."""
+    async def abort(self, processor: Processor) -> bool:
+        """The client has its answer, and the model server goes on: end that by `processor.plan.abort`, and say whether that was possible.
+        Where it is not, or nothing comes of it, the answer is cut off."""
+        return False
 
 
 class ExtProcServer:
@@ -197,7 +198,7 @@ class _Stream:
         self._hooks = hooks
         self._learns = gateway.picker is None
         self._observer: StreamObserver | None = None
-        self._aborting: asyncio.Task[None] | None = None
+        self._aborting: asyncio.Task[bool] | None = None
         self._request_timeout_s = request_timeout_s
         self._body_timeout_s = body_timeout_s
         self._started_s = time.monotonic()
@@ -206,7 +207,8 @@ class _Stream:
         assert task is not None, "a stream belongs to the task that serves it"
         self._task = task
         self._timer: asyncio.TimerHandle | None = None
-        self._may_be_cancelled = self._is_late = False
+        self._is_waiting = self._is_late = self._gave_up = False
+        self._latecomer: asyncio.Task[None] | None = None
 
     def _open(self, processor: Processor) -> None:
         self._observer = self._hooks.opened(processor)
@@ -220,7 +222,7 @@ class _Stream:
         except grpc.aio.BaseError:  # the call is over, as after Envoy's end when the server is being stopped
             return
         except asyncio.CancelledError:
-            if not self._is_late or self._task.uncancel():
+            if not self._gave_up or self._task.uncancel():
                 raise
             # A write that Envoy did not take. To grpcio a handler that is cancelled has not ended its call, whose end waits for the write.
             with contextlib.suppress(TimeoutError):
@@ -237,55 +239,66 @@ class _Stream:
         processor = self._processor
         is_routed = False
         while not processor.is_over:
-            message = await self._unless_late(self._context.read)
-            if message is grpc.aio.EOF:
+            message = await self._wait(self._context.read)
+            if processor.is_over or message is grpc.aio.EOF:
                 return
             if isinstance(message, DecodeError):
                 _log.warning("a stream of what is no ProcessingRequest")
                 await self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no ProcessingRequest")
-            answers: Iterable[Any] = ()
-            if message is not None:
-                if self._learns and message.HasField("request_headers"):
-                    await self._learn(message.request_headers.headers)
-                answers = processor.receive(message)
-                if processor.deferred:
-                    self._set_deadline(self._request_timeout_s)
-                    prepared = await self._unless_late(lambda: asyncio.to_thread(processor.prepare))
-                    answers = processor.resume(prepared) if prepared is not None else ()
-            if self._is_late:
-                answers = (*answers, *processor.too_late())
+            if self._learns and message.HasField("request_headers"):
+                await self._learn(message.request_headers.headers)
+            answers = processor.receive(message)
+            if processor.deferred:
+                self._set_deadline(self._request_timeout_s)
+                prepared = await self._wait(lambda: asyncio.to_thread(processor.prepare))
+                if processor.is_over:
+                    return
+                answers = processor.resume(prepared)
             if not is_routed:
                 is_routed = processor.plan is not None
                 if is_routed and self._observer is not None:
                     self._observer.routed()
-                if not self._is_late:
-                    self._set_deadline(self._request_timeout_s if is_routed else self._body_timeout_s)
-            await self._write(answers)
-            if processor.goes_on and self._aborting is None:
-                self._aborting = asyncio.create_task(self._hooks.abort(processor))
-                if processor.may_cut:
-                    self._set_deadline(_ABORT_S if processor.plan is not None and processor.plan.abort is not None else _LAG_S)
-            if self._ttft_s is None and processor.has_started:
-                self._ttft_s = time.monotonic() - self._started_s
+                self._set_deadline(self._request_timeout_s if is_routed else self._body_timeout_s)
+            await self._send(answers)
+            if self._is_late and not processor.is_over:
+                await self._send(processor.too_late())
 
     async def _learn(self, headers: Any) -> None:
         destination = dict(decode_headers(headers)).get(DESTINATION)
         if destination is not None:
             await self._hooks.learn(destination)
 
-    async def _unless_late(self, work: Callable[[], Awaitable[Any]]) -> Any:
-        """What the work gives; None once it is too late for it."""
-        if self._is_late:
-            return None
-        self._may_be_cancelled = True
+    async def _wait(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """What the work gives. Meanwhile it may become too late, of which Envoy is told at once; None if that was the last word."""
+        self._is_waiting = True
         try:
-            return await work()
+            found = await work()
         except asyncio.CancelledError:
-            if not self._is_late or self._task.uncancel():
+            if not self._processor.is_over or self._gave_up or self._task.uncancel():
                 raise
             return None
         finally:
-            self._may_be_cancelled = False
+            self._is_waiting = False
+        latecomer, self._latecomer = self._latecomer, None
+        if latecomer is not None:
+            await latecomer
+        return found
+
+    async def _send(self, answers: Iterable[Any]) -> None:
+        await self._write(answers)
+        processor = self._processor
+        if processor.goes_on and self._aborting is None:
+            self._aborting = asyncio.create_task(self._hooks.abort(processor))
+            self._aborting.add_done_callback(self._aborted)
+            if processor.may_cut:
+                self._set_deadline(_ABORT_S)
+        if self._ttft_s is None and processor.has_started:
+            self._ttft_s = time.monotonic() - self._started_s
+
+    def _aborted(self, aborting: asyncio.Task[bool]) -> None:
+        told = not aborting.cancelled() and aborting.exception() is None and aborting.result()
+        if not told and self._processor.goes_on and self._processor.may_cut:
+            self._set_deadline(_LAG_S)
 
     def _set_deadline(self, after_s: float | None) -> None:
         """One timer for the whole stream: a timeout around each read would cost more than the read."""
@@ -296,11 +309,19 @@ class _Stream:
 
     def _expire(self) -> None:
         self._is_late = True
-        if self._may_be_cancelled:
-            self._task.cancel()
-        else:
-            # A write must not be cancelled, for after that no other can follow. One that Envoy never takes ends the stream.
-            self._timer = self._task.get_loop().call_later(_LAST_WRITE_S, self._task.cancel)
+        # Neither a read nor a write is cancelled while the stream may go on: a message would be lost, or no other could follow.
+        if self._is_waiting:
+            self._latecomer = asyncio.create_task(self._be_late())
+        self._timer = self._task.get_loop().call_later(_LAST_WRITE_S, self._give_up)
+
+    async def _be_late(self) -> None:
+        await self._send(self._processor.too_late())
+        if self._processor.is_over:
+            self._task.cancel()  # it waits for what does not matter any more
+
+    def _give_up(self) -> None:
+        self._gave_up = True
+        self._task.cancel()
 
     async def _write(self, answers: Iterable[Any]) -> None:
         for answer in answers:
@@ -309,8 +330,9 @@ class _Stream:
     def close(self) -> None:
         """However it ended: Envoy is done, the client has left, or it was us."""
         self._set_deadline(None)
-        if self._aborting is not None and self._processor.goes_on:  # Envoy has cancelled the call
-            self._aborting.cancel()
+        for task in (self._aborting, self._latecomer):
+            if task is not None:
+                task.cancel()
         processor = self._processor
         duration_s = time.monotonic() - self._started_s
         if self._observer is not None:
