@@ -207,6 +207,7 @@ def test_metrics_and_the_loads_of_model_servers_can_be_scraped():
             told = {family.name: family.samples for family in text_string_to_metric_families(text)}
     (waiting,) = told["vllm:num_requests_waiting"]
     assert (waiting.value, waiting.labels["endpoint"]) == (7, f"127.0.0.1:{sim.port}")
+    assert [(sample.value, sample.labels["endpoint"]) for sample in told["gaie_codec_endpoint_ready"]] == [(1, f"127.0.0.1:{sim.port}")]
     assert sum(sample.value for sample in told["gaie_codec_requests"] if sample.labels.get("mode") == "http-in-grpc-out") == 1
     sim.stop()
 

@@ -41,6 +41,7 @@ from gaie_codec import (
 )
 from gaie_codec.asgi.app import create_app
 from gaie_codec.cli._commands import cli
+from gaie_codec.ext_proc._accounting import EndpointsCollector
 from gaie_codec.sim import Script, SimServer
 from gaie_codec.telemetry import RequestMeter, RequestRecord, tracing
 from gaie_codec.telemetry.exporting import Exporter
@@ -208,7 +209,7 @@ def test_the_document_names_every_metric():
     registry = Metrics().registry
     collector = LoadsCollector()
     registry.register(collector)
-    families = [*registry.collect(), *collector.describe()]
+    families = [*registry.collect(), *collector.describe(), *EndpointsCollector(()).describe()]
     ours = {family.name + ("_total" if family.type == "counter" else "_info" if family.type == "info" else "") for family in families}
     types = {family.name: family.type for family in families}
     rows = re.findall(r"^\| `([a-z_:]+)` \| ([a-z]+) \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .. import Code, CodecError, UpstreamStatusError
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from .. import Code, CodecError, Loads, UpstreamStatusError
 from ..telemetry import RequestMeter
 from ..telemetry.loads import LoadsScraper
 from ..telemetry.tracing import TRACE_HEADERS
 from .endpoints import Endpoint, Endpoints
 
 if TYPE_CHECKING:
+    from prometheus_client import Metric
+
     from ..telemetry.loads import LoadsCollector
     from ..telemetry.metrics import Metrics
     from ..telemetry.tracing import Tracing
@@ -71,11 +77,12 @@ async def watch_loads(endpoints: Endpoints, collector: LoadsCollector, interval_
     """Ask every endpoint that is ready for its load, for pickers and for scrapes, until cancelled."""
     scrapers: dict[Endpoint, LoadsScraper] = {}
     while True:
-        present = [endpoint for endpoint in endpoints if endpoint.is_ready]
-        for endpoint in scrapers.keys() - {*present}:
+        present = {*endpoints}
+        for endpoint in scrapers.keys() - present:
             del scrapers[endpoint]
-            collector.forget(endpoint.address)
-        await asyncio.gather(*(_ask(endpoint, endpoints, scrapers, collector) for endpoint in present))
+            if endpoints.get(endpoint.address) is None:
+                collector.forget(endpoint.address)
+        await asyncio.gather(*(_ask(endpoint, endpoints, scrapers, collector) for endpoint in present if endpoint.is_ready))
         await asyncio.sleep(interval_s)
 
 
@@ -90,6 +97,33 @@ async def _ask(endpoint: Endpoint, endpoints: Endpoints, scrapers: dict[Endpoint
     if not scraper.has_questions:
         return
     with contextlib.suppress(CodecError):  # whoever watches the endpoint says what is wrong with it
-        loads = await scraper.scrape()
-        if loads is not None:
-            endpoints.set_load(endpoint.address, waiting=loads.waiting, running=loads.running, kv_cache_usage=loads.kv_cache_usage)
+        await scraper.scrape()
+    loads = collector.latest(endpoint.address) or Loads()  # a number that is too old is none
+    endpoints.set_load(endpoint.address, waiting=loads.waiting, running=loads.running, kv_cache_usage=loads.kv_cache_usage)
+
+
+class EndpointsCollector(Collector):
+    """What a shim knows of its endpoints at the moment of a scrape, as Prometheus metrics."""
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        self._endpoints = endpoints
+
+    def describe(self) -> Iterator[Metric]:
+        """The names."""
+        yield from _families()
+
+    def collect(self) -> Iterator[Metric]:
+        """A sample for each endpoint."""
+        ready, in_flight = families = _families()
+        for endpoint in tuple(self._endpoints):
+            ready.add_metric((endpoint.address, endpoint.dialect), float(endpoint.is_ready))
+            in_flight.add_metric((endpoint.address, endpoint.dialect), endpoint.in_flight)
+        yield from families
+
+
+def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+    labels = ("endpoint", "dialect")
+    return (
+        GaugeMetricFamily("gaie_codec_endpoint_ready", "Whether requests are given to the model server.", labels=labels),
+        GaugeMetricFamily("gaie_codec_endpoint_requests_in_flight", "Requests that it has from here.", labels=labels),
+    )

@@ -30,7 +30,7 @@ from ..openai import models
 from ..telemetry.loads import LoadsCollector
 from ..telemetry.metrics import Metrics, serve_metrics
 from ..telemetry.tracing import Tracing
-from ._accounting import Accounting, watch_loads
+from ._accounting import Accounting, EndpointsCollector, watch_loads
 from .endpoints import Endpoint, Endpoints, EndpointSpec, TranscoderOptions, decode_endpoint
 from .gateway import Declared, Gateway
 from .picking import Picker
@@ -101,6 +101,7 @@ async def run_ext_proc(
             check_interval_s=check_interval_s,
         )
         stack.push_async_callback(live.close)
+        metrics.registry.register(EndpointsCollector(live))
         declared = _declared(live, watched, override, speaks_by_default=dialect is not None and dialect != "http")
         declared()  # an override that cannot be is told now
         gateway = Gateway(
