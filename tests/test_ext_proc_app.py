@@ -182,16 +182,26 @@ def test_the_pool_decides_and_is_read_again_when_it_changes(sims: list[SimThread
         (("--endpoint", "127.0.0.1:1,dialect=http", "--transcode", "on"), "nothing to transcode to"),
         (("--endpoint", "127.0.0.1:1", "--metrics-listen", "x"), "metrics-listen"),
         (("--endpoint", "127.0.0.1:1", "--tls-key", __file__), "go together"),
-        (("--endpoint", "127.0.0.1:1", "--tls-key", __file__, "--tls-cert", __file__), "PEM"),
+        (("--endpoint", "127.0.0.1:1", "--tls-key", __file__, "--tls-cert", __file__), "certificate"),
         (("--endpoint", "127.0.0.1:1", "--picker", "best"), "'best'"),
+        (("--endpoint", "127.0.0.1:1", "--chat-template", "TEMPLATE"), "the chat template does not compile"),
+        (("--endpoint", "127.0.0.1:1", "--request-timeout", "nan"), "no number of seconds"),
+        (("--endpoint", "127.0.0.1:1", "--check-interval", "1e30"), "--check-interval"),
+        (("--endpoint", "127.0.0.1:1", "--snapshot", "smg-0.4.28"), "--snapshot is for --picker none"),
+        (("--picker", "none", "--dialect", "vllm.engine", "--fallbacks", "1"), "--fallbacks is for a picker"),
+        (("--endpoint", "127.0.0.1:1", "--forward-header", ":path"), "forward header ':path'"),
     ],
 )
-def test_wrong_arguments_are_one_line_and_status_2(arguments: tuple[str, ...], said: str):
+def test_wrong_arguments_are_one_line_and_status_2(arguments: tuple[str, ...], said: str, tmp_path: Path):
+    (tmp_path / "template.jinja").write_text("{{ x")
+    arguments = tuple(str(tmp_path / "template.jinja") if one == "TEMPLATE" else one for one in arguments)
     command = [sys.executable, "-m", "gaie_codec.cli", "ext-proc", "--listen", "127.0.0.1:0", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("gaie-codec: ")]) == 1
+    assert not done.stdout
 
 
 def test_metrics_and_the_loads_of_model_servers_can_be_scraped():

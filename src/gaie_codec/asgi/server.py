@@ -76,6 +76,7 @@ async def run_serve(
         limits=limits if limits is not None else Limits(),
     )
     transcoders = Transcoders(options)
+    await transcoders.load()
     started = time.monotonic()
     async with contextlib.AsyncExitStack() as cleanup:
         listener = cleanup.enter_context(contextlib.closing(bind(listen)))

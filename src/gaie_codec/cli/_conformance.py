@@ -51,6 +51,8 @@ def conformance_command(ctx: click.Context, /, recorded: BinaryIO | None, record
         raise UsageError("--expect-no-endpoint and --expect-shed exclude each other")
     check((), pool=options["endpoints"])  # before anything is played
     if recorded is not None:
+        if options["expect_no_endpoint"] or options["expect_shed"]:
+            raise UsageError("--expect-no-endpoint and --expect-shed are for --ext-proc: a recording is judged by what is in it")
         target = getattr(recorded, "name", "-")
         transcript = decode_transcript(recorded)
     else:
@@ -64,6 +66,8 @@ def conformance_command(ctx: click.Context, /, recorded: BinaryIO | None, record
     else:
         for line in table(report):
             click.echo(line)
+        if report.failed and any("ImmediateResponse 404" in fault.reason for one in report.rules for fault in one.faults):
+            click.echo("gaie-codec: the EPP answers 404; if it does not know the model, name one that it does with --model", err=True)
     if report.failed:
         ctx.exit(1)
 

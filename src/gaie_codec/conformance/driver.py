@@ -148,7 +148,7 @@ async def _channel(target: str, options: Options) -> AsyncIterator[Any]:
         if options.tls:
             target = await stack.enter_async_context(relay(target, timeout_s=options.timeout_s))
         else:
-            await check_http2(target, timeout_s=options.timeout_s)
+            await check_http2(target, timeout_s=options.timeout_s, tls_hint="--tls is for that")
         yield await stack.enter_async_context(grpc.aio.insecure_channel(target, options=_CHANNEL))
 
 

@@ -1,6 +1,7 @@
 """The ext_proc shim: an endpoint picker for Envoy that speaks gRPC to model servers. docs/ext-proc.md is its manual.
 
 `picking`       who answers: candidates, pickers, the addresses of the Endpoint Picker Protocol
+`servers`       a model server as the processor needs it
 `gateway`       what all streams share
 `processor`     one stream without I/O: ProcessingRequests in, ProcessingResponses out
 `messages`      Envoy's messages, as classes of our own copy
@@ -12,6 +13,7 @@
 from .gateway import Declared, Gateway
 from .picking import Candidate, NoEndpointError, Picker, PickRequest, RequestShedError, least_inflight, prefix_affinity, round_robin
 from .processor import Processor
+from .servers import Server, StaticServer
 
 __all__ = [
     "Candidate",
@@ -22,6 +24,8 @@ __all__ = [
     "Picker",
     "Processor",
     "RequestShedError",
+    "Server",
+    "StaticServer",
     "least_inflight",
     "prefix_affinity",
     "round_robin",

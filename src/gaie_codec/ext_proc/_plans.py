@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -24,26 +24,15 @@ from .. import (
     snapshots,
 )
 from .._framing import ENCODINGS
+from ..openai import models
 from ._answers import Answer, Rewritten, Untouched
 from ._headers import MODEL_REWRITE, first_of, to_remove, to_remove_for_grpc
 from ._modes import Mode
 from ._reading import HttpReading, StatusReading
-from .picking import Candidate
+from .servers import Server
 
 # grpc-timeout has room for eight digits.
 _MAX_TIMEOUT_MS: Final = 99_999_999
-
-
-class Server(Protocol):
-    """A model server as a plan needs it. Both are None for one that speaks OpenAI HTTP."""
-
-    @property
-    def address(self) -> str: ...
-    @property
-    def transcoder(self) -> Transcoder | None: ...
-    @property
-    def observer(self) -> Observer | None: ...
-    def candidate(self) -> Candidate: ...
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +95,8 @@ def make_plan(request: Incoming, server: Server) -> Plan:
 
 
 def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
+    if request.path == models.PATH:
+        raise UnsupportedEndpointError(f"{models.PATH} is not answered here; the gateway's option --serve-models is for that")
     model = first_of(MODEL_REWRITE, request.headers)
     call: Call = transcoder.request(request.method, request.path, request.headers, request.body, request_id=request.own_id, model=model)
     if len(call.calls) > 1:

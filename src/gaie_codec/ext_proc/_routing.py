@@ -7,9 +7,10 @@ from typing import Any, TypeAlias
 
 from .. import RequestError, UsageError
 from ._headers import FAIRNESS_ID, OBJECTIVE, first_of
-from ._plans import Incoming, Plan, Server, is_native, make_plan
+from ._plans import Incoming, Plan, is_native, make_plan
 from .gateway import Gateway
 from .picking import DESTINATION, Candidate, NoEndpointError, PickRequest, decode_destinations, encode_destination, is_in_subset
+from .servers import Server
 
 Offer: TypeAlias = tuple[Server, Plan]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from .. import Limits
-from ._plans import Server
 from .picking import Picker
+from .servers import Server
 
 
 class Declared(msgspec.Struct, frozen=True):

@@ -14,11 +14,20 @@ from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, Final, Literal, TypeAlias
 
-from .. import Code, CodecError, RequestError, RequestTooLargeError, UpstreamStatusError, Usage, encode_answer_headers
+from .. import (
+    Code,
+    CodecError,
+    RequestError,
+    RequestTooLargeError,
+    UpstreamStatusError,
+    Usage,
+    encode_answer_headers,
+)
+from ..openai import models
 from ._answers import LATE, Answer, Answers, Rewritten, immediate_error, immediate_grpc_error
 from ._headers import DROP_REASON
 from ._modes import Mode, is_grpc
-from ._plans import Incoming, Plan, Server, generates
+from ._plans import Incoming, Plan, generates
 from ._routing import Offer, choose, find_eligible, make_offers
 from ._wire import (
     BODY_MODES,
@@ -34,8 +43,8 @@ from ._wire import (
 )
 from .gateway import Declared, Gateway
 from .picking import DESTINATION, NoEndpointError, RequestShedError, decode_subset, served_endpoint
+from .servers import Server
 
-MODELS_PATH: Final = "/v1/models"
 _METADATA_NAMESPACE: Final = "envoy.lb"
 Prepared: TypeAlias = Sequence[Offer] | CodecError
 """A decoded request, or what is wrong with it."""
@@ -291,7 +300,7 @@ class Processor:
         if self._phase is not _Phase.AWAIT_HEADERS:
             return ()
         self._phase = _Phase.AWAIT_BODY
-        if self.path == MODELS_PATH and self._gateway.models is not None and self.method in ("GET", "HEAD"):
+        if self.path == models.PATH and self._gateway.models is not None and self.method in ("GET", "HEAD"):
             return self._models(self._gateway.models())
         # A gRPC call that does not generate is not read, and its request may go on while it is answered.
         if headers.end_of_stream or (self._is_grpc and not self._is_read()):

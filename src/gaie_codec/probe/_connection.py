@@ -25,7 +25,7 @@ _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")  # alert, handshake
 _PREFACE_SHARE: Final = 0.7
 
 
-async def check_http2(target: str, *, timeout_s: float) -> None:
+async def check_http2(target: str, *, timeout_s: float, tls_hint: str = "only gRPC without TLS is supported") -> None:
     """Return if HOST:PORT speaks HTTP/2.
 
     Raises UpstreamStatusError where nothing does, UNAVAILABLE at once and DEADLINE_EXCEEDED after a wait, and FramingError where
@@ -54,7 +54,7 @@ async def check_http2(target: str, *, timeout_s: float) -> None:
     left_s = give_up - asyncio.get_running_loop().time()
     answers = await asyncio.gather(*(_first_bytes(address, sent, timeout_s=left_s * 0.9) for sent in (_client_hello(), _OPTIONS)))
     if (answers[0] or b"").startswith(_TLS_RECORDS) or (first or b"").startswith(_TLS_RECORDS):
-        raise FramingError(f"{target} speaks TLS; only gRPC without TLS is supported")
+        raise FramingError(f"{target} speaks TLS; {tls_hint}")
     if any((answer or b"").startswith(b"HTTP/") for answer in (first, answers[1])):
         raise FramingError(f"{target} speaks HTTP/1, not gRPC; model servers have gRPC on a port of its own")
     if first is None:

@@ -46,6 +46,11 @@ class ChatTemplate:
             return
         self.accepts_content_parts = _loops_over_content(syntax)
 
+    @property
+    def is_valid(self) -> bool:
+        """Whether it compiled."""
+        return self._template is not None
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Self
 
-from .._errors import MalformedMessageError, MalformedRequestError
+from .._errors import MalformedMessageError, MalformedRequestError, UsageError
 from . import NO_TEMPLATE_KWARGS, Detokenizer
 
 try:
@@ -37,6 +37,12 @@ _LONG_TEXT: Final = 8192  # characters
 _DEFAULTS: Final = {name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")} | {
     "max_new_tokens": "max_tokens"
 }
+
+
+def check_chat_template(source: str) -> None:
+    """Raise UsageError for a template that does not compile."""
+    if not ChatTemplate(source, variables={}, strftime_now=None).is_valid:
+        raise UsageError("the chat template does not compile")
 
 
 class HuggingFaceTokenizer:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from .. import CodecError, Limits, ModelInfo, Transcoder, UsageError
-from ..text.huggingface import HuggingFaceTokenizer
+from ..text.huggingface import HuggingFaceTokenizer, check_chat_template
 from ..tokenizer_sources import load_tokenizer, strftime_now
 from .questions import fetch_tokenizer
 
@@ -60,7 +60,10 @@ class Transcoders:
         return self.options.tokenizer == "server"
 
     async def load(self) -> None:
-        """Load the tokenizer, where it is not the servers' own, so that a wrong one is known at the start. Raises UsageError."""
+        """Load the tokenizer, where it is not the servers' own, so that a wrong one is known at the start. Raises UsageError, for a chat
+        template too."""
+        if self.options.chat_template is not None:
+            check_chat_template(self.options.chat_template)
         async with self._loading:
             if self._own is None and not self.asks_for_tokenizers:
                 self._own = await asyncio.to_thread(load_tokenizer, self.options.tokenizer, chat_template=self.options.chat_template)
