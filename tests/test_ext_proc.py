@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -38,7 +42,7 @@ from gaie_codec import (
 )
 from gaie_codec.adapters import DIALECTS
 from gaie_codec.ext_proc.gateway import Declared
-from gaie_codec.ext_proc.messages import ProcessingMode
+from gaie_codec.ext_proc.messages import ProcessingMode, ProcessingResponse
 from gaie_codec.ext_proc.picking import NoEndpointError, RequestShedError
 from gaie_codec.ext_proc.processor import Processor
 
@@ -827,3 +831,14 @@ def test_what_a_data_plane_says_out_of_turn_is_refused_and_what_it_says_twice_pa
     assert stream.send(headers_message("response_trailers", OK)) == []
     assert stream.send(headers_message("response_headers", GRPC_HEAD)) == []
     assert stream.send(headers_message("request_headers", [])) == []
+
+
+def test_the_manuals_snippet_answers_a_stream():
+    page = (Path(__file__).parent.parent / "docs" / "ext-proc.md").read_text()
+    (snippet,) = re.findall(r"```python\n(from gaie_codec\.ext_proc import .*?)```", page, re.DOTALL)
+    names = {"Transcoder": Transcoder, "Limits": Limits, "tokenizer": TOKENIZER, "uuid4": uuid4, "time": time.time}
+    exec(snippet, names)
+    head = headers_message("request_headers", [(":method", "POST"), (":path", CHAT), ("content-type", "application/json")])
+    messages = [head, body_message("request_body", chat(max_tokens=5), end=True)]
+    answers = [*map(ProcessingResponse.FromString, names["process"](message.SerializeToString() for message in messages))]
+    assert [answer.WhichOneof("response") for answer in answers] == ["request_headers", "request_body"]

@@ -1,4 +1,4 @@
-"""`gaie-codec`: debug payloads (`transcode`), run the shims (`serve`, `sim`).
+"""`gaie-codec`: run the shims (`serve`, `ext-proc`, `sim`), debug payloads (`transcode`), check servers, protos, pools and EPPs.
 
 Wrong input ends with exit status 2 and one line on stderr; a traceback is our bug.
 """
@@ -13,7 +13,8 @@ def main() -> None:
     try:
         import click
     except ImportError:
-        sys.exit("gaie-codec: the command line needs the package click: pip install gaie-codec[cli]")
+        sys.stderr.write("gaie-codec: the command line needs the package click: pip install gaie-codec[cli]\n")
+        sys.exit(2)
     from ._commands import cli
 
     try:

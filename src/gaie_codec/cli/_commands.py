@@ -21,6 +21,19 @@ from ._proto import proto
 from ._transcode import transcode
 
 
+_EXTRAS = {
+    "conformance": "ext-proc",
+    "envoy-config": "pool",
+    "ext-proc": "ext-proc",
+    "pool": "pool",
+    "probe": "grpc",
+    "proto": "proto",
+    "serve": "server",
+    "sim": "sim",
+    "transcode": "tokenizers",
+}
+
+
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -37,8 +50,9 @@ class _Group(click.Group):
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'input and output'}: {error.strerror or error}") from error
         except ImportError as error:
-            hint = "" if "pip install" in str(error) else "; extras install what is missing: pip install gaie-codec[all]"
-            raise click.ClickException(f"{error}{hint}") from error
+            # What is missing first is seldom all that the command needs.
+            extra = _EXTRAS.get(ctx.invoked_subcommand or "", "all")
+            raise click.ClickException(f"{str(error).partition(': pip install')[0]}: pip install gaie-codec[cli,{extra}]") from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
