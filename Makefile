@@ -55,6 +55,7 @@ engines: $(STAMP)
 # Downloads every vendored smg-grpc-proto release and compares its descriptors with ours.
 published: $(STAMP)
 	$(BIN)/python tools/vendor.py check-published
+	$(BIN)/python tools/ext_proc.py --check-published
 
 bench: $(STAMP)
 	$(BIN)/python bench/per_chunk.py

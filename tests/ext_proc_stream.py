@@ -7,7 +7,20 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
-from gaie_codec import Event, FinishEvent, InferenceRequest, Limits, ModelInfo, Observer, TokensEvent, Transcoder, adapters, snapshots
+from gaie_codec import (
+    Event,
+    FinishEvent,
+    InferenceRequest,
+    Limits,
+    ModelInfo,
+    Observer,
+    SamplingParams,
+    TokensEvent,
+    Transcoder,
+    adapters,
+    encode_frame,
+    snapshots,
+)
 from gaie_codec._conventions import Teller
 from gaie_codec.ext_proc.gateway import Gateway
 from gaie_codec.ext_proc.messages import ProcessingMode, ProcessingRequest
@@ -222,3 +235,20 @@ def answer_frames(text: str, dialect: str = "vllm.engine", *, prompt_tokens: int
         events += teller.gain(TokensEvent(token_ids=[token], text=detokenizer.decode([token]), prompt_tokens=prompt_tokens))
     events += teller.finish(FinishEvent(finish_reason="stop", prompt_tokens=prompt_tokens), last=None)
     return [frames([event], dialect) for event in events]
+
+
+HI = TOKENIZER.encode("Hi there", add_special_tokens=False)
+EVENTS = (
+    TokensEvent(token_ids=HI[:1], prompt_tokens=10),
+    TokensEvent(token_ids=HI[1:], prompt_tokens=10),
+    FinishEvent(token_ids=HI[1:], finish_reason="stop", prompt_tokens=10),
+)
+ANSWER = frames(EVENTS)
+GENERATE = "/vllm.grpc.engine.VllmEngine/Generate"
+BUFFERED = ProcessingMode.BUFFERED
+
+
+def grpc_request(dialect: str = "vllm.engine", **fields: object) -> tuple[str, bytes]:
+    adapter = adapters.get(snapshots.load(dialect))
+    request = InferenceRequest(request_id="c1", prompt_token_ids=[1, 2, 3], sampling=SamplingParams(temperature=0.5), **fields)
+    return adapter.path_for(request), encode_frame(adapter.encode_request(request).SerializeToString())

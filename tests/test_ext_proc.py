@@ -1,9 +1,11 @@
-"""The ext_proc processor, without any server: each way a request can go, in the order that Envoy has it."""
+"""The ext_proc processor, without any server: OpenAI's clients before servers that speak gRPC, and what holds for all streams."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -11,9 +13,14 @@ from uuid import uuid4
 import pytest
 
 from ext_proc_stream import (
+    ANSWER,
+    BUFFERED,
     CHAT,
+    EVENTS,
+    GENERATE,
     GRPC,
     GRPC_HEAD,
+    HI,
     OK,
     SERVER,
     TOKENIZER,
@@ -24,44 +31,19 @@ from ext_proc_stream import (
     chat,
     frames,
     gateway,
+    grpc_request,
     headers_message,
 )
 from gaie_codec import (
     Code,
     FinishEvent,
-    InferenceRequest,
     Limits,
-    SamplingParams,
-    TokensEvent,
     Transcoder,
     Usage,
-    UsageError,
-    adapters,
-    encode_frame,
-    snapshots,
 )
 from gaie_codec.adapters import DIALECTS
-from gaie_codec.ext_proc.gateway import Declared
 from gaie_codec.ext_proc.messages import ProcessingMode, ProcessingResponse
-from gaie_codec.ext_proc.picking import NoEndpointError, RequestShedError
 from gaie_codec.ext_proc.processor import Processor
-
-HI = TOKENIZER.encode("Hi there", add_special_tokens=False)
-EVENTS = (
-    TokensEvent(token_ids=HI[:1], prompt_tokens=10),
-    TokensEvent(token_ids=HI[1:], prompt_tokens=10),
-    FinishEvent(token_ids=HI[1:], finish_reason="stop", prompt_tokens=10),
-)
-ANSWER = frames(EVENTS)
-GENERATE = "/vllm.grpc.engine.VllmEngine/Generate"
-BUFFERED = ProcessingMode.BUFFERED
-
-
-def grpc_request(dialect: str = "vllm.engine", **fields: object) -> tuple[str, bytes]:
-    adapter = adapters.get(snapshots.load(dialect))
-    request = InferenceRequest(request_id="c1", prompt_token_ids=[1, 2, 3], sampling=SamplingParams(temperature=0.5), **fields)
-    return adapter.path_for(request), encode_frame(adapter.encode_request(request).SerializeToString())
-
 
 # http-in-grpc-out
 
@@ -322,335 +304,6 @@ def test_a_long_request_that_is_wrong_is_refused_when_it_is_resumed():
     assert stream.immediate.status.code == 400
 
 
-# Picking
-
-
-def test_the_picker_sees_the_request_and_every_server_that_may_be_chosen():
-    seen = []
-
-    def picker(request, candidates):
-        seen.append((request.prompt_token_ids, [one.address for one in candidates]))
-        return candidates[1:]
-
-    servers = (FakeServer("10.0.0.1:1"), FakeServer("10.0.0.2:2"), FakeServer("10.0.0.3:3"))
-    stream = Stream(gateway(*servers, picker=picker, fallbacks=1)).ask(chat())
-    assert stream.request.headers["x-gateway-destination-endpoint"] == "10.0.0.2:2,10.0.0.3:3"
-    assert seen[0][0]
-    assert seen[0][1] == ["10.0.0.1:1", "10.0.0.2:2", "10.0.0.3:3"]
-    assert stream.processor.server is servers[1]
-
-
-def test_one_endpoint_is_named_unless_more_are_wanted():
-    stream = Stream(gateway(FakeServer("10.0.0.1:1"), FakeServer("10.0.0.2:2"))).ask(chat())
-    assert stream.request.headers["x-gateway-destination-endpoint"] == "10.0.0.1:1"
-
-
-def test_a_fallback_speaks_what_the_first_speaks():
-    servers = (FakeServer("10.0.0.1:1"), FakeServer("10.0.0.2:2", "sglang.scheduler"), FakeServer("10.0.0.3:3"))
-    stream = Stream(gateway(*servers, fallbacks=5)).ask(chat())
-    assert stream.request.headers["x-gateway-destination-endpoint"] == "10.0.0.1:1,10.0.0.3:3"
-
-
-def test_a_server_that_cannot_be_told_is_not_offered():
-    servers = (FakeServer("10.0.0.1:1", "sglang.scheduler"), FakeServer("10.0.0.2:2", "vllm.engine"))
-    stream = Stream(gateway(*servers)).ask(chat(seed=7))
-    assert stream.request.headers["x-gateway-destination-endpoint"] == "10.0.0.2:2"
-
-
-def test_nobody_ready_and_nobody_picked_are_503():
-    for empty in (gateway(), gateway(SERVER, picker=lambda *_: ())):
-        stream = Stream(empty).ask(chat())
-        assert stream.immediate.status.code == 503
-        reasons = [option.header.raw_value for option in stream.immediate.headers.set_headers if "dropped-reason" in option.header.key]
-        assert reasons == [b"rejected-no-endpoints"]
-        assert isinstance(stream.processor.error, NoEndpointError)
-
-
-def test_a_bodyless_request_without_a_ready_server_is_503():
-    assert Stream(gateway()).ask(path="/v1/models", method="GET", content_type="").immediate.status.code == 503
-
-
-def test_a_picker_may_shed():
-    def shed(*_):
-        raise RequestShedError("come back later")
-
-    stream = Stream(gateway(SERVER, picker=shed)).ask(chat())
-    assert stream.immediate.status.code == 429
-    assert json.loads(stream.immediate.body)["error"]["message"] == "come back later"
-
-
-def test_the_picker_sees_what_only_the_choice_depends_on():
-    seen = []
-
-    def picker(request, candidates):
-        seen.append(request)
-        return candidates
-
-    given = [("x-llm-d-inference-objective", "fast"), ("x-gateway-inference-fairness-id", "team"), ("x-session", "s1")]
-    Stream(gateway(SERVER, picker=picker)).ask(chat(), headers=given)
-    path, request = grpc_request()
-    Stream(gateway(SERVER, picker=picker)).ask(request, path=path, content_type=GRPC)
-    Stream(gateway(SERVER, picker=picker)).ask(b"", path="/grpc.health.v1.Health/Check", content_type=GRPC)
-    chatted, called, checked = seen
-    assert isinstance(chatted, InferenceRequest)
-    assert (chatted.objective, chatted.fairness_id, chatted.headers["x-session"]) == ("fast", "team", "s1")
-    assert (called.prompt_token_ids, called.objective) == ([1, 2, 3], "")
-    assert (chatted.generates, called.generates, checked.generates) == (True, True, False)
-
-
-def test_a_picker_that_returns_something_else_is_told_so():
-    for returned, said in (((one for one in ()), "generator"), ("10.0.0.1:1", "str"), (object(), "object"), (["10.0.0.1:1"], "list")):
-        with pytest.raises(UsageError, match=f"the picker returned a {said}, not a sequence of candidates"):
-            Stream(gateway(SERVER, picker=lambda *_, returned=returned: returned)).ask(chat())
-    assert Stream(gateway(SERVER, picker=lambda *_: None)).ask(chat()).immediate.status.code == 503
-
-
-def test_a_picker_that_invents_endpoints_is_a_bug():
-    def wild(_, candidates):
-        return [type(candidates[0])(address="6.6.6.6:6", dialect="vllm.engine")]
-
-    with pytest.raises(UsageError, match="picker"):
-        Stream(gateway(SERVER, picker=wild)).ask(chat())
-
-
-def test_a_bug_is_500_without_its_words():
-    stream = Stream()
-    stream.send(headers_message("request_headers", [(":method", "POST"), (":path", CHAT)]))
-    stream.take(stream.processor.fail())
-    assert stream.immediate.status.code == 500
-    assert json.loads(stream.immediate.body)["error"]["message"] == "Internal server error"
-
-
-def test_the_served_endpoint_is_read_back():
-    served = {"envoy.lb": {"x-gateway-destination-endpoint-served": "10.0.0.9:1"}}
-    assert Stream().ask(chat()).answer([ANSWER], metadata=served).processor.served == "10.0.0.9:1"
-    assert Stream().ask(chat()).answer([ANSWER]).processor.served == ""
-
-
-# Behind another endpoint picker
-
-
-def test_without_a_picker_the_destination_stays_and_names_the_server():
-    servers = {"10.0.0.7:1": FakeServer("10.0.0.7:1", "sglang.scheduler")}
-    behind = gateway(picker=None, find=servers.get)
-    given = [("x-gateway-destination-endpoint", "10.0.0.7:1,10.0.0.8:1")]
-    stream = Stream(behind).ask(chat(), headers=given)
-    assert "x-gateway-destination-endpoint" not in {*stream.request.headers, *stream.request.removed}
-    assert stream.metadata == {}
-    assert stream.request.headers[":path"].startswith("/sglang.grpc.scheduler.")
-    assert Stream(behind).ask(chat(), headers=[("x-gateway-destination-endpoint", "10.9.9.9:1")]).immediate.status.code == 503
-    assert Stream(behind).ask(chat(), headers=[("x-gateway-destination-endpoint", "nonsense")]).immediate.status.code == 502
-
-
-@pytest.mark.parametrize("stream_it", [False, True])
-@pytest.mark.parametrize("status", [(("grpc-status", "3"), ("grpc-message", "no"))])
-def test_behind_another_picker_every_answer_goes_through_its_filter(stream_it: bool, status: tuple[tuple[str, str], ...]):
-    behind = gateway(SERVER, picker=None)
-
-    def said(stream: Stream) -> tuple[str, object]:
-        assert stream.immediate is None, "that would pass the other filter by"
-        return stream.response.headers[":status"], json.loads(stream.response.body)["error"]["message"]
-
-    request = chat(stream=stream_it)
-    trailers_only = Stream(behind).ask(request).answer(headers=(*GRPC_HEAD, *status), trailers=None)
-    assert said(trailers_only) == ("400", "no")
-    assert said(Stream(behind).ask(request).answer(trailers=status)) == ("400", "no")
-    late = Stream(behind).ask(chat()).answer([ANSWER], trailers=status)
-    assert said(late) == ("400", "no")
-    assert late.response.removed_trailers == {"grpc-status", "grpc-message"}
-    own = Stream(behind).ask(request).answer([b"no healthy upstream"], headers=[(":status", "503")], trailers=None)
-    assert said(own)[0] == "503"
-    assert own.response.ended
-    broken = Stream(behind).ask(request)
-    broken.send(headers_message("response_headers", GRPC_HEAD))
-    broken.send(body_message("response_body", b"\x07\x00\x00\x00\x00"))
-    assert said(broken)[0] == "502"
-    assert broken.processor.goes_on
-
-
-def test_without_a_picker_and_a_destination_all_servers_must_be_alike():
-    assert Stream(gateway(SERVER, picker=None)).ask(chat()).request.headers[":path"] == GENERATE
-    mixed = gateway(SERVER, FakeServer(dialect="sglang.scheduler"), picker=None)
-    assert Stream(mixed).ask(chat()).immediate.status.code == 503
-
-
-# grpc-in-grpc-out
-
-
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_grpc_call_of_the_servers_dialect_goes_through_untouched_and_is_understood(dialect: str):
-    path, request = grpc_request(dialect, stream=True)
-    stream = Stream(gateway(FakeServer(dialect=dialect))).ask([request[:4], request[4:]], path=path, content_type=GRPC)
-    assert stream.request.body == request
-    assert set(stream.request.headers) == {"x-gateway-destination-endpoint"}
-    assert not stream.request.removed
-    assert stream.processor.plan.inference.prompt_token_ids == [1, 2, 3]
-    pieces = answer_frames("Hi there", dialect, prompt_tokens=3)
-    answer = b"".join(pieces)
-    head = (*GRPC_HEAD, ("x-initial", "1"))
-    trailers = (("grpc-status", "0"), ("x-late-bin", "AA=="))
-    stream.answer([answer[:9], answer[9:]], headers=head, trailers=trailers)
-    assert stream.response.headers == {}
-    assert stream.response.body == answer
-    assert stream.response.trailers == {}
-    assert not stream.response.removed | stream.response.removed_trailers
-    assert stream.processor.error is None
-    assert stream.processor.usage == Usage(prompt_tokens=3, completion_tokens=len(HI))
-    assert stream.processor.frames_received == len(pieces)
-
-
-def test_grpc_errors_have_a_grpc_status_and_plain_words():
-    path, request = grpc_request()
-    stream = Stream().ask(request[:-1], path=path, content_type=GRPC)
-    assert stream.immediate.grpc_status.status == Code.INVALID_ARGUMENT
-    assert stream.immediate.body.startswith(b"the request body")
-    stream = Stream(gateway()).ask(request, path=path, content_type=GRPC)
-    assert stream.immediate.grpc_status.status == Code.UNAVAILABLE
-
-
-def test_a_call_that_does_not_generate_goes_through_as_it_comes():
-    stream = Stream()
-    path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
-    head = [(":method", "POST"), (":path", path), ("content-type", GRPC), ("te", "trailers"), ("x-gateway-inference-objective", "o")]
-    answers = stream.send(headers_message("request_headers", head))
-    assert [answer.WhichOneof("response") for answer in answers] == ["request_headers"]
-    assert stream.request.removed == {"x-gateway-inference-objective"}
-    stream.send(headers_message("response_headers", GRPC_HEAD))
-    stream.send(body_message("request_body", b"abc"))
-    stream.send(body_message("response_body", b"def"))
-    stream.send(body_message("request_body", b"ghi", end=True))
-    stream.send(headers_message("response_trailers", OK))
-    assert stream.request.body == b"abcghi"
-    assert stream.request.ended
-    assert stream.response.body == b"def"
-
-
-@pytest.mark.parametrize("method", ["Generate", "HealthCheck", "Abort"])
-def test_a_grpc_call_is_for_servers_of_its_dialect_where_there_are_such(method: str):
-    servers = (FakeServer("10.0.0.1:1", "sglang.scheduler"), FakeServer("10.0.0.2:2", "vllm.engine"))
-    _, request = grpc_request()
-    stream = Stream(gateway(*servers)).ask(request, path=f"/vllm.grpc.engine.VllmEngine/{method}", content_type=GRPC)
-    assert stream.request.headers["x-gateway-destination-endpoint"] == "10.0.0.2:2"
-    assert stream.processor.mode == "grpc-in-grpc-out"
-
-
-def test_how_a_call_that_is_not_read_ended_is_known():
-    def ended(trailers: list[tuple[str, str]], **how: object) -> object:
-        stream = Stream().ask(b"", path="/grpc.health.v1.Health/Check", content_type=GRPC)
-        stream.answer(trailers=trailers, **how) if trailers else stream.answer(trailers=None, **how)
-        return stream.processor.error and stream.processor.error.code
-
-    assert ended([("grpc-status", "0")]) is None
-    assert ended([("grpc-status", "12"), ("grpc-message", "no")]) is Code.UNIMPLEMENTED
-    assert ended([("grpc-status", "x" * 5000)]) is Code.UNKNOWN
-    assert ended([], headers=(*GRPC_HEAD, ("grpc-status", "14"))) is Code.UNAVAILABLE
-
-
-def test_a_call_of_another_dialect_is_bridged():
-    path, request = grpc_request("vllm.engine", stream=True)
-    stream = Stream(gateway(FakeServer(dialect="sglang.scheduler"))).ask(request, path=path, content_type=GRPC)
-    assert stream.processor.mode == "grpc-bridged"
-    assert stream.request.headers[":path"].startswith("/sglang.grpc.scheduler.")
-    stream.answer(answer_frames("Hi there", "sglang.scheduler", prompt_tokens=3))
-    assert stream.response.headers["content-type"] == GRPC
-    assert stream.response.trailers == {"grpc-status": "0"}
-    response = SERVER.transcoder.adapter.response_type
-    size = int.from_bytes(stream.response.body[1:5], "big")
-    assert list(response.FromString(stream.response.body[5 : 5 + size]).chunk.token_ids) == HI[:1]
-    assert stream.processor.usage == Usage(prompt_tokens=3, completion_tokens=len(HI))
-
-
-def test_a_bridged_call_that_fails_has_the_servers_status():
-    path, request = grpc_request("vllm.engine")
-    stream = Stream(gateway(FakeServer(dialect="sglang.scheduler"))).ask(request, path=path, content_type=GRPC)
-    stream.answer(trailers=[("grpc-status", "8"), ("grpc-message", "full")])
-    assert stream.immediate.grpc_status.status == Code.RESOURCE_EXHAUSTED
-    assert stream.immediate.body == b"full"
-
-
-def test_grpc_does_not_get_to_a_server_that_speaks_http_nor_through_a_pool_without_http2():
-    path, request = grpc_request()
-    stream = Stream(gateway(FakeServer(dialect="http"))).ask(request, path=path, content_type=GRPC)
-    assert stream.immediate.grpc_status.status == Code.UNIMPLEMENTED
-    stream = Stream(gateway(SERVER, declared=lambda: Declared(False, "appProtocol is http", False))).ask(
-        request, path=path, content_type=GRPC
-    )
-    assert stream.immediate.grpc_status.status == Code.UNAVAILABLE
-    assert b"appProtocol is http" in stream.immediate.body
-
-
-@pytest.mark.parametrize(
-    "kind", ["application/grpc-web", "application/grpc-web-text+proto", "application/connect+proto", "application/grpc+json"]
-)
-def test_relatives_of_grpc_are_not_spoken(kind: str):
-    stream = Stream().ask(b"x", path=GENERATE, content_type=kind)
-    assert stream.immediate.status.code == 415
-
-
-# Passthrough
-
-
-def test_a_server_that_speaks_http_gets_the_request_as_it_is():
-    body = chat(model="m", stream=True, stream_options={"include_usage": True})
-    stream = Stream(gateway(FakeServer(dialect="http"))).ask(
-        [body[:5], body[5:]], headers=[("authorization", "Bearer s"), ("connection", "x")]
-    )
-    assert stream.request.body == body
-    assert stream.request.headers == {"x-gateway-destination-endpoint": "10.0.0.1:50051"}
-    assert stream.request.removed == {"connection"}
-    inference = stream.processor.plan.inference
-    assert (inference.model, inference.stream) == ("m", True)
-    assert "Hi" in inference.prompt_text
-
-
-def test_a_pool_without_http2_passes_json_through_to_any_server():
-    stream = Stream(gateway(SERVER, declared=lambda: Declared(False, "appProtocol is http", False))).ask(chat())
-    assert stream.processor.mode == "passthrough"
-    assert stream.processor.plan.reason == "appProtocol is http"
-    assert stream.request.body == chat()
-
-
-@pytest.mark.parametrize("cut", [1, 10, 1000])
-def test_the_usage_of_an_answer_that_passes_by_is_read_however_it_is_cut(cut: int):
-    events = [{"choices": [], "usage": None}, {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}}]
-    data = b"".join(b"data: " + json.dumps(event).encode() + b"\r\n\r\n" for event in events) + b"data: [DONE]\n\n"
-    stream = Stream(gateway(FakeServer(dialect="http"))).ask(chat(stream=True))
-    head = [(":status", "200"), ("content-type", "text/event-stream; charset=utf-8")]
-    stream.answer([data[place : place + cut] for place in range(0, len(data), cut)], headers=head, trailers=None)
-    assert stream.response.body == data
-    assert stream.response.ended
-    assert stream.processor.usage == Usage(prompt_tokens=7, completion_tokens=5)
-
-
-def test_json_that_passes_by_is_counted_and_what_is_none_is_not():
-    head = [(":status", "200"), ("content-type", "application/json")]
-    odd = [b"{", b"[]", b"\xff", b'{"x":' + b"[" * 100_000]
-    odd += [b'{"usage":{"prompt_tokens":%b}}' % count for count in (b"-1", b"9" * 400, b"1.5", b'"1"')]
-    for body, tokens in ((b'{"usage": {"prompt_tokens": 3, "completion_tokens": null}}', 3), *((one, 0) for one in odd)):
-        stream = Stream(gateway(FakeServer(dialect="http"))).ask(chat()).answer([body[:1], body[1:]], headers=head, trailers=None)
-        assert stream.response.body == body
-        assert stream.processor.usage.prompt_tokens == tokens
-
-
-def test_a_request_without_a_body_is_passed_on_by_its_headers():
-    stream = Stream(gateway(FakeServer(dialect="http"))).ask(path="/v1/models", method="GET", content_type="")
-    assert stream.request.headers == {"x-gateway-destination-endpoint": "10.0.0.1:50051"}
-    assert stream.request.body == b""
-
-
-def test_json_that_nobody_could_read_is_for_the_model_server_to_judge():
-    for body in (b"{not json", b'{"x":' + b"[" * 100_000):
-        assert Stream(gateway(FakeServer(dialect="http"))).ask(body).request.body == body
-    odd = chat(model="m", stream=True, cache_salt=None)
-    inference = Stream(gateway(FakeServer(dialect="http"))).ask(odd).processor.plan.inference
-    assert (inference.model, inference.stream, inference.cache_salt) == ("m", True, "")
-
-
-def test_the_picker_sees_the_prompt_of_a_chat_that_is_passed_through_as_its_json():
-    stream = Stream(gateway(FakeServer(dialect="sglang.runtime"))).ask(chat())
-    assert stream.processor.plan.inference.prompt_text == '[{"role": "user", "content": "Hi"}]'
-
-
 # Answered here
 
 
@@ -842,3 +495,10 @@ def test_the_manuals_snippet_answers_a_stream():
     messages = [head, body_message("request_body", chat(max_tokens=5), end=True)]
     answers = [*map(ProcessingResponse.FromString, names["process"](message.SerializeToString() for message in messages))]
     assert [answer.WhichOneof("response") for answer in answers] == ["request_headers", "request_body"]
+
+
+def test_the_messages_are_those_of_the_proto():
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent.parent / "tools/ext_proc.py"), "--check"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")

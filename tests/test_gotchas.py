@@ -25,13 +25,13 @@ from ext_proc_stream import (
     body_message,
     chat,
     gateway,
+    grpc_request,
     headers_message,
 )
 from gaie_codec import Code, Usage
 from gaie_codec.ext_proc.messages import PROCESS_PATH, SERVICE
 from gaie_codec.ext_proc.server import ExtProcServer
 from gaie_codec.openai import fields
-from test_ext_proc import grpc_request
 
 HEAD = [(":method", "POST"), (":path", CHAT), ("content-type", "application/json")]
 HINT = "x-gateway-destination-endpoint-subset"

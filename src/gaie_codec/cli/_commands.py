@@ -20,7 +20,6 @@ from ._probe import probe_command
 from ._proto import proto
 from ._transcode import transcode
 
-
 _EXTRAS = {
     "conformance": "ext-proc",
     "envoy-config": "pool",
