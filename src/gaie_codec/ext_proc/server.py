@@ -230,10 +230,10 @@ class _Stream:
                     await self._context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the last answer was not taken")
         except UsageError as error:  # most likely of the picker
             _log.error("request %r: %s", processor.request_id, error)
-            await self._write(processor.fail())
+            await self._send(processor.fail())
         except Exception:
             _log.exception("stream of request %r: a bug of gaie-codec, or of the picker", processor.request_id)
-            await self._write(processor.fail())
+            await self._send(processor.fail())
 
     async def _exchange(self) -> None:
         processor = self._processor
@@ -285,7 +285,8 @@ class _Stream:
         return found
 
     async def _send(self, answers: Iterable[Any]) -> None:
-        await self._write(answers)
+        for answer in answers:
+            await self._context.write(answer)
         processor = self._processor
         if processor.goes_on and self._aborting is None:
             self._aborting = asyncio.create_task(self._hooks.abort(processor))
@@ -322,10 +323,6 @@ class _Stream:
     def _give_up(self) -> None:
         self._gave_up = True
         self._task.cancel()
-
-    async def _write(self, answers: Iterable[Any]) -> None:
-        for answer in answers:
-            await self._context.write(answer)
 
     def close(self) -> None:
         """However it ended: Envoy is done, the client has left, or it was us."""
