@@ -62,7 +62,7 @@ def first(_: InferenceRequest, candidates: Sequence[Candidate]) -> Sequence[Cand
 
 
 def gateway(*servers: FakeServer, picker: Picker | None = first, **options: Any) -> Gateway:
-    return Gateway(servers=lambda: servers, picker=picker, **options)
+    return Gateway(**{"servers": lambda: servers, "picker": picker, **options})
 
 
 SERVER = FakeServer()

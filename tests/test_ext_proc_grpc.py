@@ -13,6 +13,7 @@ from ext_proc_stream import (
     HI,
     OK,
     SERVER,
+    TOKENIZER,
     FakeServer,
     Stream,
     answer_frames,
@@ -22,10 +23,7 @@ from ext_proc_stream import (
     grpc_request,
     headers_message,
 )
-from gaie_codec import (
-    Code,
-    Usage,
-)
+from gaie_codec import Code, InferenceRequest, Observer, Transcoder, Usage, adapters, encode_frame, snapshots
 from gaie_codec.adapters import DIALECTS
 from gaie_codec.ext_proc.gateway import Declared
 
@@ -97,7 +95,11 @@ def test_how_a_call_that_is_not_read_ended_is_known():
 
     assert ended([("grpc-status", "0")]) is None
     assert ended([("grpc-status", "12"), ("grpc-message", "no")]) is Code.UNIMPLEMENTED
-    assert ended([("grpc-status", "x" * 5000)]) is Code.UNKNOWN
+    for odd in ("x" * 5000, "00099", "0160", "0" * 5000 + "x", "-1", "17"):
+        assert ended([("grpc-status", odd)]) is Code.UNKNOWN
+    assert ended([("grpc-status", "0" * 50)]) is None
+    assert ended([("x", "1")]) is Code.UNKNOWN
+    assert ended([("grpc-status", "5")], headers=[(":status", "503"), ("content-type", "text/plain")]) is Code.UNAVAILABLE
     assert ended([], headers=(*GRPC_HEAD, ("grpc-status", "14"))) is Code.UNAVAILABLE
 
 
@@ -204,3 +206,19 @@ def test_json_that_nobody_could_read_is_for_the_model_server_to_judge():
 def test_the_picker_sees_the_prompt_of_a_chat_that_is_passed_through_as_its_json():
     stream = Stream(gateway(FakeServer(dialect="sglang.runtime"))).ask(chat())
     assert stream.processor.plan.inference.prompt_text == '[{"role": "user", "content": "Hi"}]'
+
+
+def test_a_call_of_an_older_snapshot_is_read_too():
+    old = adapters.get(snapshots.load("vllm.inference", "0.25.1"))
+    path = old.generate_path
+    assert path.startswith("/vllm.Generate/")
+    request = encode_frame(old.encode_request(InferenceRequest(request_id="c", prompt_token_ids=[1, 2], stream=True)).SerializeToString())
+    server = FakeServer(dialect="vllm.inference")
+    server.transcoder, server.observer = Transcoder(old, tokenizer=TOKENIZER), Observer(old)
+    behind = gateway(picker=None, find=lambda _: server)
+    given = [("x-gateway-destination-endpoint", "10.0.0.1:50051")]
+    stream = Stream(behind).ask(request, path=path, content_type=GRPC, headers=given)
+    assert stream.processor.plan.inference.prompt_token_ids == [1, 2]
+    assert stream.request.body == request
+    bridged = Stream(gateway(SERVER)).ask(request, path=path, content_type=GRPC)
+    assert bridged.processor.mode == "grpc-bridged"

@@ -17,6 +17,7 @@ from ext_proc_stream import (
     Stream,
     body_message,
     chat,
+    first,
     gateway,
     grpc_request,
     headers_message,
@@ -177,3 +178,17 @@ def test_without_a_picker_and_a_destination_all_servers_must_be_alike():
     assert Stream(gateway(SERVER, picker=None)).ask(chat()).request.headers[":path"] == GENERATE
     mixed = gateway(SERVER, FakeServer(dialect="sglang.scheduler"), picker=None)
     assert Stream(mixed).ask(chat()).immediate.status.code == 503
+
+
+def test_a_server_that_goes_while_a_long_prompt_is_decoded_is_not_picked():
+    servers = [FakeServer("10.0.0.1:1"), FakeServer("10.0.0.2:2")]
+    stream = Stream(gateway(picker=first, servers=lambda: tuple(servers)), defers_over=1).ask(chat())
+    prepared = stream.processor.prepare()
+    del servers[0]
+    stream.take(stream.processor.resume(prepared))
+    assert stream.request.headers["x-gateway-destination-endpoint"] == "10.0.0.2:2"
+    last = Stream(gateway(picker=first, servers=lambda: tuple(servers)), defers_over=1).ask(chat())
+    prepared = last.processor.prepare()
+    servers.clear()
+    last.take(last.processor.resume(prepared))
+    assert last.immediate.status.code == 503

@@ -1,19 +1,22 @@
-"""What the shim keeps of each stream: requests in flight, a record for metrics and trace. And what endpoints tell of their load."""
+"""What the shim counts: requests in flight and how each went, and what its endpoints are and tell of their load."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from .. import Code, CodecError, Loads, UpstreamStatusError
+from .. import Code, CodecError, UpstreamStatusError
+from .._framing import HEADER_BYTES
 from ..telemetry import RequestMeter
 from ..telemetry.loads import LoadsScraper
 from ..telemetry.tracing import TRACE_HEADERS
+from ._modes import Mode
+from ._plans import generates
 from .endpoints import Endpoint, Endpoints
 
 if TYPE_CHECKING:
@@ -25,6 +28,11 @@ if TYPE_CHECKING:
     from .processor import Processor
 
 
+_WITH_FRAMES: Final = frozenset((Mode.TRANSCODE, Mode.OBSERVE, Mode.BRIDGE))
+
+_log = logging.getLogger("gaie_codec.ext_proc")
+
+
 class Accounting:
     """Of one stream."""
 
@@ -32,8 +40,10 @@ class Accounting:
         self._processor = processor
         self._endpoints = endpoints
         self._endpoint: Endpoint | None = None
+        path = processor.path
+        route = path if generates(path) else None  # a gRPC path that is known may name its span
         self._meter = RequestMeter(
-            "refused", method=processor.method, path=processor.path, headers=processor.headers, metrics=metrics, tracing=tracing
+            "refused", method=processor.method, path=path, route=route, headers=processor.headers, metrics=metrics, tracing=tracing
         )
         told, asked = self._meter.headers, processor.headers
         processor.trace_headers = {name: told[name] for name in TRACE_HEADERS if name in told and told[name] != asked.get(name)}
@@ -59,47 +69,56 @@ class Accounting:
         meter.upstream = processor.served or meter.upstream
         if plan is not None:
             meter.model, meter.dropped = plan.inference.model, plan.dropped
-            meter.frames_sent = 1
-            meter.upstream_bytes_sent = len(plan.body) if plan.body is not None else processor.request_bytes
+            meter.frames_sent = int(plan.mode in _WITH_FRAMES and plan.generates)
+            sent = len(plan.body) if plan.body is not None else processor.request_bytes
+            meter.upstream_bytes_sent = max(0, sent - HEADER_BYTES * meter.frames_sent)
         meter.error = error
         meter.is_cancelled = not processor.is_answer_complete
         meter.http_status = processor.status
         meter.ttft_s = ttft_s if plan is not None and plan.inference.stream else None
         meter.usage = processor.usage
         meter.frames_received = processor.frames_received
-        meter.upstream_bytes_received = processor.bytes_received
+        meter.upstream_bytes_received = max(0, processor.bytes_received - HEADER_BYTES * meter.frames_received)
         meter.client_bytes_received = processor.request_bytes
         meter.client_bytes_sent = processor.bytes_sent
         meter.end()
 
 
 async def watch_loads(endpoints: Endpoints, collector: LoadsCollector, interval_s: float) -> None:
-    """Ask every endpoint that is ready for its load, for pickers and for scrapes, until cancelled."""
-    scrapers: dict[Endpoint, LoadsScraper] = {}
+    """Ask every endpoint for its load, for pickers and for scrapes, until cancelled. None waits for another."""
+    asking: dict[Endpoint, asyncio.Task[None]] = {}
+    try:
+        while True:
+            present = {*endpoints}
+            for endpoint in asking.keys() - present:
+                asking.pop(endpoint).cancel()
+                if endpoints.get(endpoint.address) is None:
+                    collector.forget(endpoint.address)
+            for endpoint in present - asking.keys():
+                asking[endpoint] = asyncio.create_task(_watch_load(endpoint, endpoints, collector, interval_s))
+            await asyncio.sleep(interval_s)
+    finally:
+        for task in asking.values():
+            task.cancel()
+
+
+async def _watch_load(endpoint: Endpoint, endpoints: Endpoints, collector: LoadsCollector, interval_s: float) -> None:
+    scraper = None
     while True:
-        present = {*endpoints}
-        for endpoint in scrapers.keys() - present:
-            del scrapers[endpoint]
-            if endpoints.get(endpoint.address) is None:
-                collector.forget(endpoint.address)
-        await asyncio.gather(*(_ask(endpoint, endpoints, scrapers, collector) for endpoint in present if endpoint.is_ready))
+        upstream, adapter, model = endpoint.upstream, endpoint.adapter, next(iter(endpoint.model.names), "")
+        if endpoint.is_ready and upstream is not None and adapter is not None:
+            if scraper is None or not scraper.is_for(upstream, adapter, model):
+                scraper = LoadsScraper(upstream, adapter, collector, endpoint=endpoint.address, model=model)
+            try:
+                loads = await scraper.scrape() if scraper.has_questions else None
+            except CodecError:  # whoever watches the endpoint says what is wrong with it; what it told last stays until it is not ready
+                loads = None
+            except Exception:
+                _log.exception("the load of %s: a bug of gaie-codec", endpoint.address)
+                loads = None
+            if loads is not None:
+                endpoints.set_load(endpoint.address, waiting=loads.waiting, running=loads.running, kv_cache_usage=loads.kv_cache_usage)
         await asyncio.sleep(interval_s)
-
-
-async def _ask(endpoint: Endpoint, endpoints: Endpoints, scrapers: dict[Endpoint, LoadsScraper], collector: LoadsCollector) -> None:
-    upstream, adapter = endpoint.upstream, endpoint.adapter
-    if upstream is None or adapter is None:
-        return
-    scraper = scrapers.get(endpoint)
-    if scraper is None or not scraper.is_for(upstream, adapter):
-        model = next(iter(endpoint.model.names), "")
-        scraper = scrapers[endpoint] = LoadsScraper(upstream, adapter, collector, endpoint=endpoint.address, model=model)
-    if not scraper.has_questions:
-        return
-    with contextlib.suppress(CodecError):  # whoever watches the endpoint says what is wrong with it
-        await scraper.scrape()
-    loads = collector.latest(endpoint.address) or Loads()  # a number that is too old is none
-    endpoints.set_load(endpoint.address, waiting=loads.waiting, running=loads.running, kv_cache_usage=loads.kv_cache_usage)
 
 
 class EndpointsCollector(Collector):

@@ -194,7 +194,6 @@ class Rewritten:
         head, data = self._taken(outputs)
         if not self._is_chained or head is None:
             return self._at_once(head, data)
-        self.has_started = True
         self.bytes_sent += len(data)
         return (replaced_answer(self._head_mutation(head), data),)
 
@@ -219,7 +218,8 @@ class Rewritten:
 
     def _at_once(self, head: ResponseHead | None, data: bytes) -> Answers:
         """The whole answer as an ImmediateResponse, which also ends the call to the model server."""
-        self.is_over = self.has_started = True
+        self.is_over = True
+        self.has_started = self.error is None
         self.bytes_sent += len(data)
         if head is None:  # what failed is a gRPC answer without a message
             head = ResponseHead(200, ())
@@ -289,7 +289,7 @@ class Untouched:
 
     def body(self, data: bytes, *, end: bool) -> Answers:
         """Unchanged."""
-        self.has_started = True
+        self.has_started = self.status == 200
         self.bytes_sent += len(data)
         self._reading.receive_data(data)
         if end:
@@ -305,8 +305,8 @@ class Untouched:
         """The deadline has passed: what has not begun becomes a status, what has begun is cut off."""
         self.is_over = True
         late = self._late = UpstreamStatusError(Code.DEADLINE_EXCEEDED, LATE)
-        if not self.has_started:
-            self.status = late.http_status
+        if not self.status:
+            self.status = 200 if self._is_grpc else late.http_status
         return (immediate_grpc_error(late) if self._is_grpc else immediate_error(late),)
 
 

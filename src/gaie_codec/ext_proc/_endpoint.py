@@ -96,6 +96,8 @@ class Endpoint:
 
         `told_within_s` is how long after it was made to wait for what the server itself tells, such as its context length, beyond that.
         """
+        if self.spec.dialect == HTTP:
+            return
         left_s = self._made_s + told_within_s - time.monotonic()
         if left_s > 0 and not self._told.is_set():
             with contextlib.suppress(TimeoutError):
@@ -121,6 +123,8 @@ class Endpoint:
         if other.is_ready and self.spec.dialect in (AUTO, other.dialect):
             self.adapter, self.transcoder, self.observer = other.adapter, other.transcoder, other.observer
             self.is_ready, self.reason = True, ""
+            self._known.set()
+            self._told.set()
 
     def rise(self) -> None:
         """It is well."""

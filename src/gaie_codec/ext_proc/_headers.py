@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
+from .. import UsageError
 from .._metadata import is_metadata_value
 from .picking import DESTINATION
 
@@ -16,6 +18,7 @@ FAIRNESS_ID: Final = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fair
 MODEL_REWRITE: Final = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
 # Of pickers and for pickers, by their prefix: some are newer than any list.
 _CONTROL_PREFIXES: Final = ("x-gateway-", "x-llm-d-", "x-slo-")
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _HOP_BY_HOP: Final = frozenset(
     (
         "connection",
@@ -36,6 +39,15 @@ _KEPT_PREFIXES: Final = (":", "x-envoy-")
 _KEPT: Final = frozenset(("host", "user-agent", "x-request-id", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", DESTINATION))
 # gRPC servers refuse a call with more than some 8 or 16 KB of metadata, and clients choose the length of some.
 _MAX_KEPT_CHARS: Final = 2048
+
+
+def check_forwardable(name: str) -> str:
+    """The name in lower case. Raises UsageError for a header that no model server may get: of HTTP itself, of gRPC, of pickers."""
+    lower = name.lower()
+    of_http = lower in _HOP_BY_HOP or lower in ("host", "accept-encoding") or lower.startswith("content-")
+    if of_http or not _TOKEN.fullmatch(lower) or lower.startswith(("grpc-", *_CONTROL_PREFIXES)):
+        raise UsageError(f"forward header {name!r}: no header that a model server may get")
+    return lower
 
 
 def to_remove(names: Iterable[str]) -> Iterator[str]:

@@ -1,14 +1,4 @@
-"""Which way a request goes: by the client's content type and path, what the pool declares, and what the model server speaks.
-
-| client | model server | |
-|---|---|---|
-| OpenAI over HTTP | gRPC, and the pool says so | http-in-grpc-out |
-| OpenAI over HTTP | HTTP | passthrough |
-| gRPC, a path of its dialect | gRPC | grpc-in-grpc-out |
-| gRPC, the path of another dialect | gRPC | grpc-bridged |
-| gRPC | HTTP, or a pool without HTTP/2 | refused: UNAVAILABLE |
-| grpc-web, Connect | any | refused: 415 |
-"""
+"""Which way a request goes, by the client's content type, the model server and the pool: docs/ext-proc.md has the table."""
 
 from __future__ import annotations
 

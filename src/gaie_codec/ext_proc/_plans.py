@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -29,10 +30,11 @@ from ._answers import Answer, Rewritten, Untouched
 from ._headers import MODEL_REWRITE, first_of, to_remove, to_remove_for_grpc
 from ._modes import Mode
 from ._reading import HttpReading, StatusReading
-from .servers import Server
+from .servers import Spoken
 
 # grpc-timeout has room for eight digits.
 _MAX_TIMEOUT_MS: Final = 99_999_999
+_BRIDGES: Final[WeakKeyDictionary[Transcoder, dict[tuple[str, str], Bridge]]] = WeakKeyDictionary()
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +47,8 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     own_id: str
     is_grpc: bool
     transcodes: bool = True
-    why_not: str = ""
+    declared: str = ""
+    """Why it is so, in the words of who declared it."""
     forwarded: frozenset[str] = frozenset()
     timeout_s: float | None = None
     is_chained: bool = False
@@ -70,7 +73,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Path and message of the call that ends this one at the model server, where there is such."""
 
 
-def is_native(request: Incoming, server: Server) -> bool:
+def is_native(request: Incoming, server: Spoken) -> bool:
     """Whether a gRPC request is one of the server's own dialect."""
     if server.observer is None:
         return False
@@ -78,43 +81,51 @@ def is_native(request: Incoming, server: Server) -> bool:
     return request.path in server.observer.paths or service in server.observer.adapter.snapshot.services
 
 
-def make_plan(request: Incoming, server: Server) -> Plan:
+def make_plan(request: Incoming, server: Spoken) -> Plan:
     """Raises RequestError for what the server cannot be asked."""
     if request.is_grpc:
         if server.observer is None or server.transcoder is None:
             raise UnsupportedEndpointError(f"the model server speaks HTTP, and {request.path[:100]} is gRPC")
         if request.path in server.observer.paths:
             return _observed(request, server.observer)
-        inbound = _dialects().get(request.path)
-        if inbound is not None:
-            return _bridged(request, inbound, server.transcoder)
+        if request.path in _dialects():
+            return _bridged(request, server.transcoder)
         return _unread(request, "not a call that generates")
     if server.transcoder is not None and request.transcodes:
         return _transcoded(request, server.transcoder)
-    return _passed(request, request.why_not if server.transcoder is not None else "the model server speaks HTTP")
+    return _passed(request, request.declared if server.transcoder is not None else "the model server speaks HTTP")
 
 
 def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
     if request.path == models.PATH:
         raise UnsupportedEndpointError(f"{models.PATH} is not answered here; the gateway's option --serve-models is for that")
+    # Unique, for a model server ends by its id what it is told to end, and clients choose theirs. SGLang takes it as a prefix, too.
+    told_id = request.headers.get("x-request-id", "")
+    suffix = f"-{request.own_id[:8]}" if told_id else ""
+    headers = {name: value for name, value in request.headers.items() if name != "x-request-id"} if told_id else request.headers
     model = first_of(MODEL_REWRITE, request.headers)
-    call: Call = transcoder.request(request.method, request.path, request.headers, request.body, request_id=request.own_id, model=model)
+    call: Call = transcoder.request(
+        request.method, request.path, headers, request.body, request_id=f"{told_id}{suffix}" if told_id else request.own_id, model=model
+    )
     if len(call.calls) > 1:
         param = "prompt" if len(call.prompts) > 1 else "n"
         raise UnsupportedFieldError(f"`{param}` takes {len(call.calls)} calls to this model server, and Envoy makes one", param=param)
-    request_id = request.headers.get("x-request-id") or call.id
+    answer_id = call.id.removesuffix(suffix) if suffix else call.id
+    request_id = told_id or answer_id
     head, removed = _grpc_head(request, call.path, call.headers)
     extra = encode_answer_headers(request_id, call.dropped)
 
     def answer(created: int, whole_bodies: bool) -> Answer:
-        return Rewritten(call.response(created=created), set_headers=extra, whole_bodies=whole_bodies, is_chained=request.is_chained)
+        return Rewritten(
+            call.response(created=created, id=answer_id), set_headers=extra, whole_bodies=whole_bodies, is_chained=request.is_chained
+        )
 
     inference = call.inference
     if call.is_passthrough and not (inference.prompt_token_ids or inference.prompt_text):
         inference = msgspec.structs.replace(inference, prompt_text=_read(request.body)[1] or None)
     return Plan(
         mode=Mode.TRANSCODE,
-        reason=f"OpenAI JSON for {transcoder.adapter.dialect}",
+        reason="; ".join(filter(None, (f"OpenAI JSON for {transcoder.adapter.dialect}", request.declared))),
         inference=inference,
         request_id=request_id,
         dropped=call.dropped,
@@ -122,12 +133,12 @@ def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
         remove=removed,
         body=call.frame,
         answer=answer,
-        abort=None if call.is_passthrough else _abort(transcoder, inference.request_id),
+        abort=_abort(transcoder, inference.request_id) if call.id.endswith(suffix or request.own_id) else None,
     )
 
 
-def _bridged(request: Incoming, inbound: str, transcoder: Transcoder) -> Plan:
-    call: BridgedCall = _bridge(inbound, transcoder).request(request.path, request.headers, request.body)
+def _bridged(request: Incoming, transcoder: Transcoder) -> Plan:
+    call: BridgedCall = _bridge(request.path, transcoder).request(request.path, request.headers, request.body)
     if len(call.calls) > 1:
         raise UnsupportedFieldError(f"`n` takes {len(call.calls)} calls to this model server, and Envoy makes one", param="n")
     (upstream,) = call.calls
@@ -140,7 +151,7 @@ def _bridged(request: Incoming, inbound: str, transcoder: Transcoder) -> Plan:
 
     return Plan(
         mode=Mode.BRIDGE,
-        reason=f"{inbound} turned into {transcoder.adapter.dialect}",
+        reason=f"{_dialects()[request.path][0]} turned into {transcoder.adapter.dialect}",
         inference=call.inference,
         request_id=call.inference.request_id,
         dropped=call.dropped,
@@ -233,11 +244,14 @@ def _grpc_head(request: Incoming, path: str, headers: Sequence[tuple[str, str]])
 
 
 @cache
-def _dialects() -> dict[str, str]:
-    """Which dialect a path that generates belongs to, as the newest snapshot of each has it."""
+def _dialects() -> dict[str, tuple[str, str]]:
+    """Dialect and snapshot of every path that generates: the newest snapshot that has it."""
     found = {}
     for dialect in adapters.DIALECTS:
-        found.update(dict.fromkeys(adapters.get(snapshots.load(dialect)).generate_paths, dialect))
+        for name in snapshots.SNAPSHOTS[dialect]:
+            snapshot = snapshots.load(dialect, name)
+            if not snapshot.refused:
+                found.update(dict.fromkeys(adapters.get(snapshot).generate_paths, (dialect, name)))
     return found
 
 
@@ -248,17 +262,21 @@ def generates(path: str) -> bool:
 
 @cache
 def _passthrough_paths() -> frozenset[str]:
-    ways = (adapters.get(snapshots.load(dialect)).passthrough for dialect in adapters.DIALECTS)
-    return frozenset(path for way in ways if way is not None for path in way.paths.values())
+    found = (adapters.get(snapshots.load(dialect)) for dialect in adapters.DIALECTS)
+    return frozenset(path for one in found if one.passthrough is not None for path in one.passthrough.paths.values())
 
 
-@cache
-def _bridge(inbound: str, transcoder: Transcoder) -> Bridge:
-    return Bridge(
-        inbound,
-        transcoder.adapter,
-        tokenizer=transcoder.tokenizer,
-        model=transcoder.model,
-        limits=transcoder.limits,
-        unsupported="drop" if transcoder.unsupported == "drop" else "reject",
-    )
+def _bridge(path: str, transcoder: Transcoder) -> Bridge:
+    dialect, snapshot = inbound = _dialects()[path]
+    bridges = _BRIDGES.setdefault(transcoder, {})
+    if inbound not in bridges:
+        bridges[inbound] = Bridge(
+            dialect,
+            transcoder.adapter,
+            inbound_snapshot=snapshot,
+            tokenizer=transcoder.tokenizer,
+            model=transcoder.model,
+            limits=transcoder.limits,
+            unsupported=transcoder.unsupported,
+        )
+    return bridges[inbound]

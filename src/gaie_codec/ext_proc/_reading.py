@@ -7,7 +7,8 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
-from .. import Code, CodecError, SSEDecoder, UpstreamStatusError, Usage
+from .. import CodecError, SSEDecoder, TruncatedResponseError, Usage
+from .._metadata import check_headers, decode_status
 
 # A longer body is not worth the memory: what is read here only counts.
 _MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -37,7 +38,7 @@ _decode: Final = msgspec.json.Decoder(_Body).decode
 
 
 class HttpReading:
-    """Reads one response. It never fails: a body that is not what it says just has no usage."""
+    """Reads one response. `error` is there for a status from 500 on; a body that is not what it says just has no usage."""
 
     def __init__(self) -> None:
         self.error: CodecError | None = None
@@ -49,6 +50,8 @@ class HttpReading:
         """The status and the headers."""
         fields = dict(headers)
         kind = fields.get("content-type", "").partition(";")[0].strip().lower()
+        if status >= 500:
+            self.error = check_headers(status, fields)
         if status != 200 or fields.get("content-encoding", "identity") != "identity":
             return
         if kind == "text/event-stream":
@@ -100,21 +103,23 @@ class StatusReading:
     def __init__(self) -> None:
         self.error: CodecError | None = None
         self.usage = Usage()
+        self._is_told = False
 
     def receive_headers(self, headers: Iterable[tuple[str, str]], *, status: int) -> None:
-        """The status may be among the headers, with nothing after them."""
-        self.receive_trailers(headers)
+        """The status may be among them."""
+        fields = dict(headers)
+        self.error = check_headers(status, fields) if "grpc-status" not in fields else decode_status(fields)
+        self._is_told = "grpc-status" in fields or self.error is not None
 
     def receive_data(self, data: bytes) -> None:
         """Not looked at."""
 
     def receive_eof(self) -> None:
-        """Nothing to learn."""
+        """The end, without trailers."""
+        if not self._is_told:
+            self.error = TruncatedResponseError("the response ended without a grpc-status")
 
     def receive_trailers(self, trailers: Iterable[tuple[str, str]]) -> None:
-        """The status, which has to be there."""
-        fields = dict(trailers)
-        number = fields.get("grpc-status", "0")
-        if number != "0":
-            code = Code(int(number)) if number.isascii() and number.isdecimal() and int(number[:3]) < len(Code) else Code.UNKNOWN
-            self.error = UpstreamStatusError(code, fields.get("grpc-message", ""))
+        """The status, if the headers had none."""
+        if not self._is_told:
+            self._is_told, self.error = True, decode_status(dict(trailers))

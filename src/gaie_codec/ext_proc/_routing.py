@@ -10,12 +10,12 @@ from ._headers import FAIRNESS_ID, OBJECTIVE, first_of
 from ._plans import Incoming, Plan, is_native, make_plan
 from .gateway import Gateway
 from .picking import DESTINATION, Candidate, NoEndpointError, PickRequest, decode_destinations, encode_destination, is_in_subset
-from .servers import Server
+from .servers import Server, Spoken
 
 Offer: TypeAlias = tuple[Server, Plan]
 
 
-def find_eligible(gateway: Gateway, headers: Mapping[str, str], subset: frozenset[str] | None) -> Sequence[Server]:
+def find_eligible(gateway: Gateway, headers: Mapping[str, str], subset: frozenset[str] | None) -> Sequence[Spoken]:
     """The model servers that may answer: those that are ready in the subset, or the one that another picker named.
 
     Raises NoEndpointError.
@@ -24,21 +24,21 @@ def find_eligible(gateway: Gateway, headers: Mapping[str, str], subset: frozense
         server = gateway.find(decode_destinations(headers[DESTINATION])[0])
         if server is None:
             raise NoEndpointError("the model server that was picked is not known here, or not ready")
-        return (server,)
+        return (Spoken.of(server),)
     servers = gateway.servers()
     if not servers:
         raise NoEndpointError(f"no {DESTINATION} names a model server" if gateway.picker is None else "no model server is ready")
     if gateway.picker is None:  # Envoy has its own way to one of them, and each takes what the others do
         if len({(server.transcoder, server.observer) for server in servers}) > 1:
             raise NoEndpointError(f"{DESTINATION} names no model server, and they are not alike")
-        return servers[:1]
+        return (Spoken.of(servers[0]),)
     found = [server for server in servers if is_in_subset(server.address, subset)]
     if not found:
         raise NoEndpointError("no model server of the requested subset is ready")
-    return found
+    return [Spoken.of(server) for server in found]
 
 
-def make_offers(request: Incoming, servers: Sequence[Server]) -> list[Offer]:
+def make_offers(request: Incoming, servers: Sequence[Spoken]) -> list[Offer]:
     """Each server with what it would be sent; servers that are alike share a plan. A gRPC call is for servers of its dialect, where there
     are such. Raises what is wrong with the request if none can be asked."""
     if request.is_grpc:
@@ -54,7 +54,7 @@ def make_offers(request: Incoming, servers: Sequence[Server]) -> list[Offer]:
                 plans[kind] = error
         plan = plans[kind]
         if isinstance(plan, Plan):
-            offers.append((server, plan))
+            offers.append((server.server, plan))
     if not offers:
         raise next(error for error in plans.values() if isinstance(error, RequestError))
     return offers
@@ -64,6 +64,10 @@ def choose(gateway: Gateway, headers: Mapping[str, str], offers: Sequence[Offer]
     """The server, its plan, and the destination to name; "" where another picker did. Raises NoEndpointError, and what pickers raise."""
     if gateway.picker is None:
         return *offers[0], ""
+    ready = gateway.servers()  # a long prompt takes a while to decode
+    offers = [offer for offer in offers if offer[0] in ready]
+    if not offers:
+        raise NoEndpointError("no model server is ready any more")
     by_address = {server.address: (server, plan) for server, plan in offers}
     chosen = gateway.picker(_pick_request(offers[0][1], headers), [server.candidate() for server, _ in offers])
     if chosen is not None and not (isinstance(chosen, Sequence) and all(isinstance(one, Candidate) for one in chosen)):

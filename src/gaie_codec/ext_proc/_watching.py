@@ -111,12 +111,14 @@ class Watcher:
 
     async def _check_for_ever(self, endpoint: Endpoint, ask: Callable[[], Awaitable[None]], check: Callable[[], Awaitable[None]]) -> None:
         failures = 0
+        is_asked = False  # one that goes on as another of its address is ready before it was asked
         while True:
             try:
-                if endpoint.is_ready:
+                if endpoint.is_ready and is_asked:
                     await check()  # which tells sooner than `ask` that nobody is there
-                if failures or not endpoint.is_ready:
+                if failures or not endpoint.is_ready or not is_asked:
                     await ask()
+                    is_asked = True
             except (CodecError, UsageError) as error:
                 failures += 1
                 reason = " ".join(str(error).split()).removeprefix(f"upstream {endpoint.address}: ")

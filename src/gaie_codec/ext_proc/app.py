@@ -5,8 +5,8 @@
 
     asyncio.run(run_ext_proc(listen="0.0.0.0:9002", endpoints=["10.0.0.7:50051"], picker=shortest_queue))
 
-Order of things: read what is configured, take the port, say so in one line, and be ready for streams as soon as one model server is, or
-after a moment without any (they get 503). SIGTERM and SIGINT turn readiness off, then end the streams within bounds.
+Order of things: read what is configured, take the port, give the model servers a moment to be asked, say that it is ready in one line.
+SIGTERM and SIGINT turn readiness off, then end the streams within bounds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import signal
 import ssl
 import sys
@@ -31,6 +30,7 @@ from ..telemetry.loads import LoadsCollector
 from ..telemetry.metrics import Metrics, serve_metrics
 from ..telemetry.tracing import Tracing
 from ._accounting import Accounting, EndpointsCollector, watch_loads
+from ._headers import check_forwardable
 from .endpoints import Endpoint, Endpoints, EndpointSpec, TranscoderOptions, decode_endpoint
 from .gateway import Declared, Gateway
 from .picking import Picker
@@ -84,9 +84,17 @@ async def run_ext_proc(
     specs = [decode_endpoint(one) if isinstance(one, str) else one for one in endpoints]
     if not specs and endpoints_file is None and (picker is not None or dialect is None):
         raise UsageError("no endpoint is given; one behind another endpoint picker needs at least a dialect")
+    if picker is not None and (dialect is not None or snapshot is not None):
+        raise UsageError("dialect and snapshot are for use without a picker; endpoints have their own")
+    if snapshot is not None and dialect is None:
+        raise UsageError("a snapshot is one of a dialect, and none is given")
+    if pool_name is not None and pool is None:
+        raise UsageError("a pool's name is given, and no pool")
+    if override == "transcode" and specs and endpoints_file is None and all(spec.dialect == "http" for spec in specs):
+        raise UsageError("transcoding is forced, and no endpoint speaks gRPC: there is nothing to transcode to")
     watched = WatchedPool(pool, name=pool_name) if pool is not None else None
     keys = _read_keys(*tls) if tls is not None else None
-    forwarded = frozenset(map(_forwardable, forward_headers))
+    forwarded = frozenset(map(check_forwardable, forward_headers))
     metrics = Metrics()
     collector = LoadsCollector(stale_s=max(5.0, 3 * loads_interval_s))
     metrics.registry.register(collector)
@@ -103,7 +111,6 @@ async def run_ext_proc(
         stack.push_async_callback(live.close)
         metrics.registry.register(EndpointsCollector(live))
         declared = _declared(live, watched, override, speaks_by_default=dialect is not None and dialect != "http")
-        declared()  # an override that cannot be is told now
         gateway = Gateway(
             servers=live.ready,
             find=lambda address: endpoint if (endpoint := live.for_address(address)).is_known else None,
@@ -124,7 +131,7 @@ async def run_ext_proc(
         also = ""
         if metrics_listen is not None:
             scraped = serve_metrics(metrics_listen, metrics.registry)
-            stack.callback(scraped.close)
+            stack.push_async_callback(asyncio.to_thread, scraped.close)
             also = f" metrics={metrics_listen.rpartition(':')[0]}:{scraped.port}"
         port = await server.start(listen, tls=keys)
         stack.push_async_callback(server.stop, shutdown_timeout_s)
@@ -132,9 +139,10 @@ async def run_ext_proc(
         stack.callback(asking.cancel)
         with _signals() as stopping:
             await _settle(live, stopping)
-            await server.set_ready()
-            sys.stdout.write(f"ready ext_proc={listen.rpartition(':')[0]}:{port}{also}\n")
-            sys.stdout.flush()
+            if not stopping.is_set():
+                await server.set_ready()
+                sys.stdout.write(f"ready ext_proc={listen.rpartition(':')[0] or '0.0.0.0'}:{port}{also}\n")
+                sys.stdout.flush()
             await stopping.wait()
             await server.drain()
             _log.info("draining")
@@ -159,10 +167,10 @@ class _Hooks(Hooks):
             await self._live.for_address(destination).wait_until_known(_LEARN_S, told_within_s=_TOLD_S)
 
     async def abort(self, processor: Processor) -> bool:
-        server, plan = processor.server, processor.plan
-        if not isinstance(server, Endpoint) or server.upstream is None or plan is None or plan.abort is None:
+        server, abort = processor.server, processor.abort
+        if not isinstance(server, Endpoint) or server.upstream is None or abort is None:
             return False
-        path, message = plan.abort
+        path, message = abort
         try:
             await server.upstream.unary(path, message, timeout_s=_ABORT_S)
         except CodecError:
@@ -189,16 +197,10 @@ def _read_keys(key: str | os.PathLike[str], certificate: str | os.PathLike[str])
     """Raises UsageError for a key and a certificate that are none, or not of each other: grpcio only says that it cannot listen."""
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password=lambda: "")
-    except ssl.SSLError as error:
-        raise UsageError(f"certificate {certificate} and key {key}: {error.reason or 'not in PEM'}") from error
+    except OSError as error:  # SSLError is one
+        reason = getattr(error, "reason", None) or error.strerror or "not in PEM"
+        raise UsageError(f"certificate {certificate} and key {key}: {reason}") from error
     return Path(key).read_bytes(), Path(certificate).read_bytes()
-
-
-def _forwardable(name: str) -> str:
-    lower = name.lower()
-    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+", lower) or lower.startswith(("grpc-", "x-gateway-", "x-llm-d-")):
-        raise UsageError(f"forward header {name!r}: no header that a model server may get")
-    return lower
 
 
 async def _settle(live: Endpoints, stopping: asyncio.Event) -> None:
@@ -213,14 +215,15 @@ def _declared(live: Endpoints, watched: WatchedPool | None, override: Override, 
     def declared() -> Declared:
         nonlocal last_reason
         pool = watched.current() if watched is not None else None
-        speaks_grpc = speaks_by_default or any(endpoint.spec.dialect != "http" for endpoint in live)
+        # An override was held against the endpoints at the start, and these may be others by now.
+        speaks_grpc = speaks_by_default or override == "transcode" or any(endpoint.spec.dialect != "http" for endpoint in live)
         carries_grpc = pool is None or pool.app_protocol != "http" or override == "transcode"
         does, reason = transcodes(pool, speaks_grpc=speaks_grpc, override=override)
         if reason != last_reason:
             last_reason = reason
             # To pass JSON on to a server that speaks gRPC is seldom what is meant.
             _log.log(logging.WARNING if speaks_grpc and not does else logging.INFO, "%s", reason)
-        return Declared(does, reason, carries_grpc)
+        return Declared(does, reason if watched is not None or override != "auto" or not does else "", carries_grpc)
 
     return declared
 

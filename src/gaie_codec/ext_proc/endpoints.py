@@ -149,6 +149,8 @@ class Endpoints:
         kept = {address: before[address] for address, spec in found.items() if address in before and before[address].spec == spec}
         self._endpoints = {address: kept.get(address) or Endpoint(address, spec) for address, spec in found.items()}
         for address, endpoint in self._endpoints.items():
+            if address in self._assigned:  # named by another picker first
+                self._watches.pop(self._assigned.pop(address)).cancel()
             if address not in kept:
                 if address in before:
                     endpoint.inherit(before[address])

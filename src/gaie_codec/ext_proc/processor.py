@@ -43,7 +43,7 @@ from ._wire import (
 )
 from .gateway import Declared, Gateway
 from .picking import DESTINATION, NoEndpointError, RequestShedError, decode_subset, served_endpoint
-from .servers import Server
+from .servers import Server, Spoken
 
 _METADATA_NAMESPACE: Final = "envoy.lb"
 Prepared: TypeAlias = Sequence[Offer] | CodecError
@@ -95,7 +95,7 @@ class Processor:
         self._sent = b""
         self._size = 0
         self._ended_by: _EndedBy = "body"
-        self._eligible: Sequence[Server] = ()
+        self._eligible: Sequence[Spoken] = ()
         self._declared = Declared()
         self._answer: Answer | None = None
         self._error: CodecError | None = None
@@ -234,8 +234,13 @@ class Processor:
 
     @property
     def goes_on(self) -> bool:
-        """The client has its answer, and the model server goes on: end it by `plan.abort` and give it a moment, then `cut` if it may be."""
+        """The client has its answer, and the model server goes on: end it by `abort` and give it a moment, then `cut` if it may be."""
         return self._answer is not None and self._answer.goes_on and not (self._is_answer_complete or self.is_over)
+
+    @property
+    def abort(self) -> tuple[str, bytes] | None:
+        """Path and message of the call that ends a model server's work on this request; None where there is no such."""
+        return self.plan.abort if self.plan is not None else None
 
     @property
     def may_cut(self) -> bool:
@@ -352,7 +357,7 @@ class Processor:
             return ()
         return self.resume(self.prepare())
 
-    def _find_eligible(self) -> Sequence[Server]:
+    def _find_eligible(self) -> Sequence[Spoken]:
         self._declared = self._gateway.declared()
         if self._is_grpc and not self._declared.carries_grpc:
             raise NoEndpointError(f"gRPC does not get to the model servers: {self._declared.reason}")
@@ -367,7 +372,7 @@ class Processor:
             own_id=self._own_id,
             is_grpc=self._is_grpc,
             transcodes=self._declared.transcodes,
-            why_not=self._declared.reason,
+            declared=self._declared.reason,
             forwarded=self._gateway.forwarded,
             timeout_s=self._gateway.timeout_s,
             is_chained=self._gateway.picker is None,

@@ -71,7 +71,7 @@ class Hooks:
         """Another endpoint picker has named this model server: time to find out what it is, for `Gateway.find`."""
 
     async def abort(self, processor: Processor) -> bool:
-        """The client has its answer, and the model server goes on: end that by `processor.plan.abort`, and say whether that was possible.
+        """The client has its answer, and the model server goes on: end that by `processor.abort`, and say whether that was possible.
         Where it is not, or nothing comes of it, the answer is cut off."""
         return False
 
@@ -107,6 +107,8 @@ class ExtProcServer:
         """
         # grpcio takes a port modulo 65536, and says of one that is taken only that it failed.
         bind(listen).close()
+        if listen.startswith(":"):  # any address, which grpcio wants to be told
+            listen = f"0.0.0.0{listen}"
         # Envoy's bodies come in pieces of at most 1 MiB, but whole in mode BUFFERED.
         limit = self._gateway.limits.max_request_bytes + 1024 * 1024
         options = (("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0))
@@ -248,7 +250,8 @@ class _Stream:
             if self._learns and message.HasField("request_headers"):
                 await self._learn(message.request_headers.headers)
             answers = processor.receive(message)
-            if processor.deferred:
+            was_deferred = processor.deferred
+            if was_deferred:
                 self._set_deadline(self._request_timeout_s)
                 prepared = await self._wait(lambda: asyncio.to_thread(processor.prepare))
                 if processor.is_over:
@@ -258,7 +261,8 @@ class _Stream:
                 is_routed = processor.plan is not None
                 if is_routed and self._observer is not None:
                     self._observer.routed()
-                self._set_deadline(self._request_timeout_s if is_routed else self._body_timeout_s)
+                if not was_deferred:
+                    self._set_deadline(self._request_timeout_s if is_routed else self._body_timeout_s)
             await self._send(answers)
             if self._is_late and not processor.is_over:
                 await self._send(processor.too_late())
@@ -317,7 +321,7 @@ class _Stream:
 
     async def _be_late(self) -> None:
         await self._send(self._processor.too_late())
-        if self._processor.is_over:
+        if self._processor.is_over and self._is_waiting:
             self._task.cancel()  # it waits for what does not matter any more
 
     def _give_up(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import msgspec
+
 from .. import Observer, Transcoder
 from .picking import Candidate
 
@@ -29,6 +31,19 @@ class Server(Protocol):
     def candidate(self) -> Candidate:
         """It, as a picker sees it now."""
         ...
+
+
+class Spoken(msgspec.Struct, frozen=True):
+    """A server and how it is spoken to at this moment: for who plans elsewhere, while it may become another."""
+
+    server: Server
+    transcoder: Transcoder | None
+    observer: Observer | None
+
+    @classmethod
+    def of(cls, server: Server) -> Spoken:
+        """As it is now."""
+        return cls(server, server.transcoder, server.observer)
 
 
 class StaticServer:

@@ -197,9 +197,9 @@ class LoadsScraper:
         """Whether this dialect and snapshot tells anything."""
         return self._adapter.loads_path is not None or self._adapter.capacity_path is not None
 
-    def is_for(self, upstream: Asks, adapter: Adapter) -> bool:
-        """Whether it asks this server in this dialect and snapshot."""
-        return self._upstream is upstream and self._adapter is adapter
+    def is_for(self, upstream: Asks, adapter: Adapter, model: str) -> bool:
+        """Whether it asks this server in this dialect and snapshot, for this model."""
+        return self._upstream is upstream and self._adapter is adapter and self._model == model
 
     async def run(self) -> None:
         """Ask until cancelled; returns at once where there is nothing to ask."""

@@ -5,6 +5,7 @@ Every method is called as unary-stream. On the wire a unary call is one whose st
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable
 from typing import Any, Final
@@ -63,6 +64,11 @@ class UpstreamCall:
             message = await self._call.read()
         except grpc.aio.AioRpcError:
             return None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return None  # not the reader was cancelled but the call, as by `Upstream.close`
         return None if message is grpc.aio.EOF else message
 
     async def status(self) -> tuple[Code, str]:
@@ -91,7 +97,10 @@ class Upstream:
         method = self._methods.get(path)
         if method is None:
             method = self._methods[path] = self._channel.unary_stream(path, request_serializer=None, response_deserializer=None)
-        return UpstreamCall(method(message, metadata=tuple(metadata), timeout=timeout_s))
+        try:
+            return UpstreamCall(method(message, metadata=tuple(metadata), timeout=timeout_s))
+        except grpc.aio.UsageError as error:  # closed meanwhile
+            raise UpstreamStatusError(Code.UNAVAILABLE, f"{self.target}: {error}") from error
 
     async def unary(self, path: str, message: bytes, *, timeout_s: float) -> bytes:
         """The one message of a unary method. Raises UpstreamStatusError, and MalformedMessageError for an OK without a message."""
