@@ -16,12 +16,13 @@ import pytest
 from harness import Envoy, ExtProcThread, body, headers, headers_of, kind, trailers
 from stack import ExtProc, envoy_of, events_of, ext_proc_of, make_sim, wait_until
 
+from gaie_codec.adapters import DIALECTS
 from gaie_codec.ext_proc.picking import DESTINATION
 from test_e2e import SimThread, ask, connect, count_aborted, stream_text
 
 CHAT = "v1/chat/completions"
-# A server that tells errors by the status, one that does not know stop strings, one that tells errors in a message.
-CHAINS = [("vllm.engine", "header"), ("vllm.engine", "metadata"), ("sglang.scheduler", "header"), ("sglang.api", "metadata")]
+# Servers that tell errors by the status and in a message, and that know stop strings and do not.
+CHAINS = [(dialect, "header") for dialect in DIALECTS] + [("vllm.engine", "metadata")]
 
 
 class JsonPicker:

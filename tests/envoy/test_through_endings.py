@@ -60,16 +60,21 @@ def read_all(connection: socket.socket) -> bytes:
 @pytest.mark.parametrize("script", [{"first_delay_ms": FOREVER}, {"text": "word " * 500, "delay_ms": 20}], ids=["prefill", "stream"])
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_ends_the_call(stack: Stack, script: dict[str, Any], stream: bool):
-    before = count_aborted(stack.sim)
-    with closing(send(stack.envoy.port, script, stream=stream)) as connection:
-        if stream and "text" in script:
-            read_until(connection, TOKEN)
-        wait_until(lambda: stack.sim.server.running)
-        connection.close()
-        took_s = wait_until(lambda: len(stack.sim.server.aborted) == before + 1)
-    note(f"the model server was told after {took_s * 1000:.1f} ms")
-    assert took_s < 1
-    assert not stack.sim.server.running
+    """Within 100 ms, at the best of three: the machine may be busy just then."""
+
+    def tell_s() -> float:
+        before = count_aborted(stack.sim)
+        with closing(send(stack.envoy.port, script, stream=stream)) as connection:
+            if stream and "text" in script:
+                read_until(connection, TOKEN)
+            wait_until(lambda: stack.sim.server.running)
+            connection.close()
+            took_s = wait_until(lambda: len(stack.sim.server.aborted) == before + 1)
+        note(f"the model server was told after {took_s * 1000:.1f} ms")
+        assert not stack.sim.server.running
+        return took_s
+
+    assert any(tell_s() < 0.1 for _ in range(3))
 
 
 def test_requests_in_flight_are_given_back(stack: Stack):
