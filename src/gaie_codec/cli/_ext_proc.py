@@ -43,10 +43,28 @@ _PICKERS = ("round-robin", "least-inflight", "prefix", "none")
     help="'server' asks each model server for its own.",
 )
 @click.option("--chat-template", "template_file", type=click.File("r", encoding="utf-8"), help="Jinja file to use instead of the model's.")
-@click.option("--unsupported", type=click.Choice(("reject", "drop")), default="reject", show_default=True)
+@click.option(
+    "--unsupported",
+    type=click.Choice(("reject", "drop")),
+    default="reject",
+    show_default=True,
+    help="Request fields that a server cannot be told; dropped ones are named in x-gaie-codec-dropped.",
+)
 @click.option("--passthrough/--no-passthrough", default=True, show_default=True, help="Whether sglang.runtime gets OpenAI JSON as it is.")
-@click.option("--stop-holdback", type=click.Choice(("prefix", "window")), default="prefix", show_default=True)
-@click.option("--generation-config", type=click.Choice(("auto", "none")), default="auto", show_default=True)
+@click.option(
+    "--stop-holdback",
+    type=click.Choice(("prefix", "window")),
+    default="prefix",
+    show_default=True,
+    help="'window' cuts chunks around stop strings just as vLLM does.",
+)
+@click.option(
+    "--generation-config",
+    type=click.Choice(("auto", "none")),
+    default="auto",
+    show_default=True,
+    help="'auto' takes sampling defaults from the tokenizer's model where a server cannot tell its own.",
+)
 @click.option("--enable-prompt-tokens-details", "prompt_tokens_details", is_flag=True, help="Show cached_tokens in usage.")
 @click.option("--serve-models", "serves_models", is_flag=True, help="Answer GET /v1/models here.")
 @click.option(
