@@ -24,10 +24,11 @@ from .. import (
     encode_answer_headers,
 )
 from ..openai import models
-from ._answers import LATE, Answer, Answers, Rewritten, immediate_error, immediate_grpc_error
+from ._answers import LATE, Answer, Answers, Rewritten, Untouched, immediate_error, immediate_grpc_error
 from ._headers import DROP_REASON
 from ._modes import Mode, is_grpc
 from ._plans import Incoming, Plan, generates
+from ._reading import HttpReading
 from ._routing import Offer, choose, find_eligible, make_offers
 from ._wire import (
     BODY_MODES,
@@ -97,7 +98,8 @@ class Processor:
         self._ended_by: _EndedBy = "body"
         self._eligible: Sequence[Spoken] = ()
         self._declared = Declared()
-        self._answer: Answer | None = None
+        # Until a server is picked, whatever comes as a response is Envoy's own and goes on as it is.
+        self._answer: Answer = Untouched(HttpReading(), is_grpc=False)
         self._error: CodecError | None = None
         self._status = 0
         self._response_is_open = self._is_answer_complete = False
@@ -120,37 +122,37 @@ class Processor:
     @property
     def error(self) -> CodecError | None:
         """Why the request failed, whoever is at fault."""
-        return self._error or (self._answer.error if self._answer is not None else None)
+        return self._error or self._answer.error
 
     @property
     def status(self) -> int:
         """The HTTP status of the answer; 0 while there is none."""
-        return self._status or (self._answer.status if self._answer is not None else 0)
+        return self._status or self._answer.status
 
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return self._answer.usage if self._answer is not None else Usage()
+        return self._answer.usage
 
     @property
     def bytes_sent(self) -> int:
         """Of the body that the client gets."""
-        return self._answer.bytes_sent if self._answer is not None else 0
+        return self._answer.bytes_sent
 
     @property
     def frames_received(self) -> int:
         """gRPC messages from the model server."""
-        return self._answer.frames_received if self._answer is not None else 0
+        return self._answer.frames_received
 
     @property
     def has_started(self) -> bool:
         """Whether a byte of the answer's body has gone out."""
-        return self._answer is not None and self._answer.has_started
+        return self._answer.has_started
 
     @property
     def is_answer_complete(self) -> bool:
         """Whether the answer has been passed on to its end; if the stream ends before, the client has gone, or Envoy has."""
-        return self._is_answer_complete or self.is_over or (self._answer is not None and self._answer.goes_on)
+        return self._is_answer_complete or self.is_over or self._answer.goes_on
 
     @property
     def request_id(self) -> str:
@@ -185,7 +187,7 @@ class Processor:
             return ()
         answer = self._answer
         try:
-            if answer is not None and self._response_is_open and message.HasField("response_body"):  # most are
+            if self._response_is_open and message.HasField("response_body"):  # most are
                 body = message.response_body
                 data, end = body.body, body.end_of_stream
                 self.bytes_received += len(data)
@@ -197,7 +199,7 @@ class Processor:
                 answer = self._answer
         except CodecError as error:
             return self._refuse(error)
-        if answer is not None and answer.is_over:
+        if answer.is_over:
             self.is_over = True
         return answers
 
@@ -222,7 +224,7 @@ class Processor:
         """The host's deadline has passed. Gives the last messages, unless the answer `goes_on`; then the next call does."""
         if self.is_over:
             return ()
-        if self._answer is not None:
+        if self.plan is not None:
             answers = self._answer.too_late()
             self.is_over = self._answer.is_over
             return answers
@@ -235,7 +237,7 @@ class Processor:
     @property
     def goes_on(self) -> bool:
         """The client has its answer, and the model server goes on: end it by `abort` and give it a moment, then `cut` if it may be."""
-        return self._answer is not None and self._answer.goes_on and not (self._is_answer_complete or self.is_over)
+        return self._answer.goes_on and not (self._is_answer_complete or self.is_over)
 
     @property
     def abort(self) -> tuple[str, bytes] | None:
@@ -245,7 +247,7 @@ class Processor:
     @property
     def may_cut(self) -> bool:
         """Whether `cut` is allowed; else the model server's own end has to come."""
-        return self._answer is not None and self._answer.may_cut
+        return self._answer.may_cut
 
     def cut(self) -> Answers:
         """End an answer whose model server goes on."""
@@ -290,6 +292,7 @@ class Processor:
             if mode not in (FULL_DUPLEX, BUFFERED):
                 name = BODY_MODES.Name(mode) if mode in BODY_MODES.values() else str(mode)
                 raise CodecError(f"{direction}_body_mode is {name}; this ext_proc server needs FULL_DUPLEX_STREAMED, or BUFFERED")
+        self._answer = Untouched(HttpReading(), is_grpc=False, whole_bodies=self._response_mode == BUFFERED)
 
     # The request
 
@@ -405,7 +408,7 @@ class Processor:
     # The response
 
     def _response(self, kind: str, message: Any) -> Answers:
-        """All of it but the bodies of an answer that is read."""
+        """All of it but the bodies."""
         if kind == "response_headers":
             if self._response_is_open or self._is_answer_complete:
                 return ()
@@ -417,23 +420,13 @@ class Processor:
             if self._is_answer_complete:  # its end, said twice
                 return ()
             raise CodecError(f"{kind} came before response_headers")
-        if kind == "response_body":  # of Envoy's own reply to a request that did not become whole
-            body = message.response_body
-            if body.end_of_stream:
-                self._end_response()
-            if self._response_mode == BUFFERED:
-                return (buffered_answer("response"),)
-            return tuple(streamed_answers("response", body.body, end=body.end_of_stream))
         self._end_response()
-        if self._answer is None:
-            return (trailers_answer("response"),)
         return self._answer.trailers(decode_headers(message.response_trailers.trailers))
 
     def _response_headers(self, headers: Any) -> Answers:
-        if self._answer is None:  # what is still to come of the request goes nowhere
+        if self.plan is None:  # what is still to come of the request goes nowhere
             self._phase = _Phase.ROUTED
             self._body.clear()
-            return (headers_answer("response"),)
         fields = decode_headers(headers.headers)
         status = dict(fields).get(":status", "")
         known = len(status) == 3 and status.isascii() and status.isdecimal()
