@@ -399,13 +399,48 @@ def test_a_name_is_looked_up_again(monkeypatch, caplog):
             await until(lambda: endpoints.get("127.0.0.2:9") is not None)
             assert endpoints.get("127.0.0.1:9") is first, "who stays is not asked anew"
             leads_to.clear()
-            await until(lambda: "the addresses from before stay" in caplog.text)
+            await until(lambda: "its addresses from before stay" in caplog.text)
             leads_to.append("127.0.0.2")
             await until(lambda: endpoints.get("127.0.0.1:9") is None)
             assert [endpoint.address for endpoint in endpoints] == ["127.0.0.2:9"]
 
     with caplog.at_level("INFO"):
         asyncio.run(run())
+
+
+def test_a_name_that_is_lost_does_not_keep_the_others(monkeypatch, caplog):
+    leads_to = {"a.test": "127.0.0.1", "b.test": "127.0.0.2"}
+
+    async def look_up(loop, host, port, **_):
+        if host not in leads_to:
+            raise OSError("no such host")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (leads_to[host], port))]
+
+    monkeypatch.setattr("asyncio.base_events.BaseEventLoop.getaddrinfo", look_up)
+
+    async def run():
+        async with started("a.test:9,dialect=http", "b.test:9,dialect=http") as endpoints:
+            del leads_to["a.test"]
+            leads_to["b.test"] = "127.0.0.3"
+            await until(lambda: endpoints.get("127.0.0.3:9") is not None)
+            assert {endpoint.address for endpoint in endpoints} == {"127.0.0.1:9", "127.0.0.3:9"}
+            leads_to.update({"a.test": "127.0.0.3", "b.test": "127.0.0.1"})
+            await until(lambda: endpoints.get("127.0.0.1:9").spec.target == "b.test:9")
+
+    asyncio.run(run())
+
+
+def test_settings_that_change_leave_a_ready_server_ready(caplog):
+    async def run():
+        async with sim() as (_, address), started(address) as endpoints:
+            await until(lambda: endpoints.ready())
+            await endpoints.replace([decode_endpoint(f"{address},dialect=vllm.engine")])
+            for _ in range(40):
+                assert endpoints.ready()
+                await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_a_replacement_that_is_wrong_changes_nothing():

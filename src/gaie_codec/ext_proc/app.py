@@ -167,7 +167,7 @@ class _Hooks(Hooks):
             await self._live.for_address(destination).wait_until_known(_LEARN_S, told_within_s=_TOLD_S)
 
     async def abort(self, processor: Processor) -> bool:
-        server, abort = processor.server, processor.abort
+        server, abort = self._live.get(processor.served) or processor.server, processor.abort
         if not isinstance(server, Endpoint) or server.upstream is None or abort is None:
             return False
         path, message = abort

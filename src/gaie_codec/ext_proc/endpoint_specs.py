@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -120,6 +121,22 @@ async def resolve(specs: tuple[EndpointSpec, ...]) -> dict[str, EndpointSpec]:
                 raise UsageError(f"endpoint {spec}: there twice" if spec == other else f"endpoint {spec}: the same place as {other}")
             found[address] = spec
     return found
+
+
+async def resolve_again(specs: tuple[EndpointSpec, ...], before: Mapping[str, EndpointSpec]) -> tuple[dict[str, EndpointSpec], list[str]]:
+    """Likewise for what was resolved `before`, and what is wrong: a name that leads nowhere keeps its addresses, of two that lead to one
+    place the first has it."""
+    found: dict[str, EndpointSpec] = {}
+    faults = []
+    for spec, answer in zip(specs, await asyncio.gather(*map(_resolve, specs), return_exceptions=True), strict=True):
+        if isinstance(answer, UsageError):
+            faults.append(str(answer))
+        elif isinstance(answer, BaseException):
+            raise answer
+        addresses = answer if isinstance(answer, tuple) else tuple(address for address, other in before.items() if other == spec)
+        for address in addresses:
+            found.setdefault(address, spec)
+    return found, faults
 
 
 async def _resolve(spec: EndpointSpec) -> tuple[str, ...]:

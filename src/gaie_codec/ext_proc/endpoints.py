@@ -21,7 +21,7 @@ from .. import UsageError
 from ..upstream.transcoders import TranscoderOptions, Transcoders
 from ._endpoint import Endpoint
 from ._watching import Watcher
-from .endpoint_specs import HTTP, EndpointSpec, check_dialect, decode_endpoint, read_endpoints, resolve
+from .endpoint_specs import HTTP, EndpointSpec, check_dialect, decode_endpoint, read_endpoints, resolve, resolve_again
 from .picking import NoEndpointError, decode_destinations
 
 __all__ = ["Endpoint", "EndpointSpec", "Endpoints", "TranscoderOptions", "decode_endpoint"]
@@ -180,21 +180,19 @@ class Endpoints:
         return task
 
     async def _look_up_again(self, interval_s: float) -> None:
-        complaint = ""
+        complaints: list[str] = []
         while True:
             await asyncio.sleep(interval_s)
             listed = self._listed
             if not any(spec.is_name for spec in listed):
                 continue
-            try:
-                found = await resolve(listed)
-            except UsageError as error:
-                if str(error) != complaint:
-                    complaint = str(error)
-                    _log.warning("%s; the addresses from before stay", complaint)
-                continue
-            complaint = ""
-            if listed is self._listed and found.keys() != self._endpoints.keys():
+            before = {address: endpoint.spec for address, endpoint in self._endpoints.items()}
+            found, faults = await resolve_again(listed, before)
+            for fault in faults:
+                if fault not in complaints:
+                    _log.warning("%s; its addresses from before stay", fault)
+            complaints = faults
+            if listed is self._listed and found != before:
                 _log.info("names lead to %d endpoints now", len(found))
                 self._replace(found)
 
@@ -209,7 +207,10 @@ class Endpoints:
                 is_settled, before = signature == before, signature
                 if signature == seen or not is_settled:
                     continue
-                await self.replace((*fixed, *await asyncio.to_thread(read_endpoints, path)))
+                specs = await asyncio.to_thread(read_endpoints, path)
+                if await asyncio.to_thread(_signature, path) != signature:
+                    continue  # written while it was read
+                await self.replace((*fixed, *specs))
             except UsageError as error:
                 if str(error) != complaint:
                     complaint = str(error)

@@ -224,6 +224,9 @@ class Processor:
         """The host's deadline has passed. Gives the last messages, unless the answer `goes_on`; then the next call does."""
         if self.is_over:
             return ()
+        if self._is_answer_complete:  # all is said
+            self.is_over = True
+            return ()
         if self.plan is not None:
             answers = self._answer.too_late()
             self.is_over = self._answer.is_over

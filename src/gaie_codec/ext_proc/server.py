@@ -12,6 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError
@@ -224,6 +225,9 @@ class _Stream:
         except grpc.aio.BaseError:  # the call is over, as after Envoy's end when the server is being stopped
             return
         except asyncio.CancelledError:
+            if not self._task.cancelling():  # somebody's picker raised it
+                await self._send(processor.fail())
+                return
             if not self._gave_up or self._task.uncancel():
                 raise
             # A write that Envoy did not take. To grpcio a handler that is cancelled has not ended its call, whose end waits for the write.
@@ -248,7 +252,9 @@ class _Stream:
                 _log.warning("a stream of what is no ProcessingRequest")
                 await self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no ProcessingRequest")
             if self._learns and message.HasField("request_headers"):
-                await self._learn(message.request_headers.headers)
+                await self._wait(partial(self._learn, message.request_headers.headers))
+                if processor.is_over:
+                    return
             answers = processor.receive(message)
             was_deferred = processor.deferred
             if was_deferred:
