@@ -1,6 +1,6 @@
 """What a streamed token costs in the endpoint picker: the processor alone, and a whole process behind a real Envoy.
 
-The processor is held against the same floor as the codec (bench/per_chunk.py). The processes are held against an ext_proc server that
+The processor is held against the same floor as the codec (bench/per_chunk.py). The process is held against an ext_proc server that
 echoes what it gets, on the same grpc.aio: that is what the seam itself costs in Python. CPU time, because it says more than clocks on a
 shared machine. Run with `make bench`.
 """
@@ -18,13 +18,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc.aio
 import httpx
 import msgspec
 from per_chunk import FLOOR, TEXT, TOKENS, measure, show
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers.decoders import DecodeStream
 
-from gaie_codec import TokensEvent, adapters, encode_frame, snapshots
+from gaie_codec import InferenceRequest, SamplingParams, TokensEvent, adapters, encode_frame, snapshots
 from gaie_codec.ext_proc.messages import ProcessingRequest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +103,21 @@ async def load(url: str) -> None:
         await asyncio.gather(*(one(client) for _ in range(STREAMS)))
 
 
+async def load_grpc(url: str) -> None:
+    """The same by the model server's own gRPC."""
+    adapter = adapters.get(snapshots.load("vllm.engine"))
+    sampling = SamplingParams(max_tokens=TOKENS_A_STREAM)
+    request = InferenceRequest(request_id="b", prompt_token_ids=[1, 2], stream=True, sampling=sampling)
+    message = adapter.encode_request(request).SerializeToString()
+
+    async def one(channel: grpc.aio.Channel) -> None:
+        async for _ in channel.unary_stream(adapter.generate_path)(message):
+            pass
+
+    async with grpc.aio.insecure_channel(url.removeprefix("http://")) as channel:
+        await asyncio.gather(*(one(channel) for _ in range(STREAMS)))
+
+
 def behind_envoy() -> None:
     """CPU per token of the ext_proc process and of Envoy."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -109,26 +125,27 @@ def behind_envoy() -> None:
         script.write_text(json.dumps({"text": "word " * TOKENS_A_STREAM, "delay_ms": 2}))
         with (
             running("-m", "gaie_codec.cli", "sim", "--listen", "127.0.0.1:0", "--script", str(script)) as (_, sim),
-            running("-m", "gaie_codec.cli", "serve", "--upstream", f"grpc://{sim}", "--listen", "127.0.0.1:0") as (_, http),
             running("-m", "gaie_codec.cli", "ext-proc", "--listen", "127.0.0.1:0", "--endpoint", sim) as (ours, address),
             running("bench/echo_ext_proc.py") as (echo, echo_address),
         ):
-            to_serve = {"upstream": http, "upstream_protocol": "http"}
-            ways = {
-                "echo of SSE (serve makes it)": (echo, Envoy(Path(scratch, "e"), ext_proc=echo_address, **to_serve)),
-                "ext-proc, http-in-grpc-out": (ours, Envoy(Path(scratch, "o"), ext_proc=address)),
-            }
+            before_echo = Envoy(Path(scratch, "e"), ext_proc=echo_address, upstream=sim)
+            before_ours = Envoy(Path(scratch, "o"), ext_proc=address)
             print(f"\nCPU per token, {STREAMS} streams at once:")
-            for name, (process, envoy) in ways.items():
-                asyncio.run(load(envoy.url))
+            for name, process, envoy, clients in (
+                ("an echo, gRPC clients", echo, before_echo, load_grpc),
+                ("ext-proc, grpc-in-grpc-out", ours, before_ours, load_grpc),
+                ("ext-proc, http-in-grpc-out", ours, before_ours, load),
+            ):
+                asyncio.run(clients(envoy.url))
                 before = cpu_s(process.pid), cpu_s(envoy.process.pid)
                 for _ in range(ROUNDS):
-                    asyncio.run(load(envoy.url))
+                    asyncio.run(clients(envoy.url))
                 count = ROUNDS * STREAMS * TOKENS_A_STREAM
                 after = cpu_s(process.pid), cpu_s(envoy.process.pid)
                 ours_us, envoys_us = ((now - then) / count * 1e6 for now, then in zip(after, before, strict=True))
                 print(f"{name:56s} {ours_us:5.1f} us ext_proc + {envoys_us:5.1f} us Envoy")
-                envoy.stop()
+            before_echo.stop()
+            before_ours.stop()
 
 
 if __name__ == "__main__":
