@@ -17,7 +17,7 @@ import msgspec
 from ._errors import Code, OutOfOrderError, UpstreamStatusError
 from ._events import FinishEvent, InferenceRequest, TokenLogprob, TokensEvent
 from ._tally import Tally
-from .text import StopMatcher
+from .text import BrokenToolCall, StopMatcher, ToolCall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,10 @@ class TextLogprob(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """What a client learns of one choice: text to append, and with the last one (finish_reason not None) how the choice ended."""
+    """What a client learns of one choice: text to append, and with the last one (finish_reason not None) how the choice ended.
+
+    Where one says several things, they are in this order: `reasoning`, `text`, `tool_calls`. `broken` are calls to be taken back.
+    """
 
     index: int
     text: str
@@ -54,6 +57,9 @@ class Delta(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     kv_transfer_params: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    broken: tuple[BrokenToolCall, ...] = ()
 
 
 class _Held(msgspec.Struct):

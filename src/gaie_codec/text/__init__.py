@@ -8,13 +8,61 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
+
+import msgspec
 
 from ._stops import StopMatcher
 
-__all__ = ["Detokenizer", "StopMatcher", "Tokenizer"]
+__all__ = ["BrokenToolCall", "Content", "Detokenizer", "OutputParser", "Part", "Reasoning", "StopMatcher", "Tokenizer", "ToolCall"]
 
 NO_TEMPLATE_KWARGS: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+class Content(msgspec.Struct, frozen=True):
+    """Text of the answer itself."""
+
+    text: str
+
+
+class Reasoning(msgspec.Struct, frozen=True):
+    """Text that the model thought before it answered."""
+
+    text: str
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A piece of one tool call. The first piece has the name, and the id where the model writes one; `arguments` is JSON text to append."""
+
+    index: int  # of the call in its choice
+    name: str = ""
+    arguments: str = ""
+    id: str = ""
+
+
+class BrokenToolCall(msgspec.Struct, frozen=True):
+    """A tool call whose pieces were told already turned out to be none: cut off, or malformed. `text` is all that the model wrote of it.
+
+    A stream cannot take the pieces back; a whole body has the text as content instead.
+    """
+
+    index: int
+    text: str
+
+
+Part: TypeAlias = Content | Reasoning | ToolCall | BrokenToolCall
+
+
+class OutputParser(Protocol):
+    """Tells reasoning, content and tool calls of one choice apart. Pieces cut anywhere give the same parts, joined."""
+
+    def feed(self, text: str) -> Sequence[Part]:
+        """What more text makes certain, in order; adjacent parts are of different kinds or calls."""
+        ...
+
+    def finish(self) -> Sequence[Part]:
+        """What was held back, after the last text."""
+        ...
 
 
 class Detokenizer(Protocol):
