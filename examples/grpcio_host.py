@@ -32,9 +32,8 @@ async def ask(channel: grpc.aio.Channel, path: str, message: bytes = b"") -> Asy
 async def connect(channel: grpc.aio.Channel) -> Transcoder:
     """Learn from the server what has to be known of it."""
     adapter = adapters.get(SNAPSHOT)
-    (path,) = adapter.info_paths
-    info = SNAPSHOT.method_at(path).response
-    model = adapter.decode_model_info({path: info.FromString(await anext(ask(channel, path)))})
+    info = {path: SNAPSHOT.method_at(path).response.FromString(await anext(ask(channel, path))) for path in adapter.info_paths}
+    model = adapter.decode_model_info(info)
     archive = TokenizerArchive()
     assert adapter.tokenizer_path is not None  # intree-0.14.0 has none: load_tokenizer("path/to/model") then
     chunk = SNAPSHOT.method_at(adapter.tokenizer_path).response

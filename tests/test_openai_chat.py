@@ -520,9 +520,12 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "
 @pytest.mark.parametrize(
     ("fields", "kind", "param"),
     [
-        ({"tools": TOOLS}, UnsupportedFieldError, "tools"),
-        ({"tools": TOOLS, "tool_choice": "auto"}, UnsupportedFieldError, "tool_choice"),
-        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, UnsupportedFieldError, "tool_choice"),
+        ({"tools": TOOLS}, MalformedRequestError, None),
+        ({"tools": TOOLS, "tool_choice": "auto"}, MalformedRequestError, None),
+        ({"tools": TOOLS, "tool_choice": "any"}, MalformedRequestError, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function"}}, MalformedRequestError, "tool_choice.function"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {}}}, MalformedRequestError, "tool_choice.function.name"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}}, MalformedRequestError, "tool_choice"),
         ({"tool_choice": "auto"}, MalformedRequestError, "tool_choice"),
         ({"tools": [], "tool_choice": "none"}, MalformedRequestError, "tools"),
         ({"tools": [{}], "tool_choice": "none"}, MalformedRequestError, "body.tools.0.function"),
@@ -530,7 +533,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "
         ({"tools": "f", "tool_choice": "none"}, MalformedRequestError, "body.tools"),
     ],
 )
-def test_tool_calls_need_a_parser_that_is_not_here(fields, kind, param):
+def test_tools_that_cannot_be_called(fields, kind, param):
     assert refused(kind, fields).param == param
 
 

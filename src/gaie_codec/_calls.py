@@ -19,6 +19,7 @@ from ._response import Response
 from .openai.endpoint import Endpoint, ResponseMeta
 
 if TYPE_CHECKING:
+    from ._parts import OutputSettings
     from ._transcoder import Transcoder
     from .adapters.base import Adapter
 
@@ -54,7 +55,7 @@ class Call:
     too: `path`, `message`, `metadata`, `frame`, `headers`; with several they raise UsageError.
     """
 
-    __slots__ = ("_endpoint", "_options", "calls", "dropped", "is_passthrough", "prompts", "transcoder")
+    __slots__ = ("_endpoint", "_options", "calls", "dropped", "is_passthrough", "output", "prompts", "transcoder")
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class Call:
         dropped: tuple[str, ...],
         *,
         is_passthrough: bool = False,
+        output: OutputSettings | None = None,
     ) -> None:
         self.transcoder = transcoder
         self._endpoint = endpoint
@@ -74,6 +76,7 @@ class Call:
         self.calls = calls
         self.dropped = dropped
         self.is_passthrough = is_passthrough
+        self.output = output
 
     @property
     def inference(self) -> InferenceRequest:

@@ -182,6 +182,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     is_generation: bool = True
     is_multimodal: bool | None = None  # None where the server does not tell
     lora_adapters: dict[str, str] = {}
+    tool_call_parser: str = ""
+    reasoning_parser: str = ""
+    """Which formats the server was told that its model writes, by its own names for them."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from ._errors import CodecError, UsageError
 from ._events import BodyEvent, Event, FinishEvent, TokensEvent, Usage
 from ._metadata import Headers
 from ._outputs import BodyChunk, CancelCall, EndOfBody, Output, ResponseHead, encode_error_response, encode_json_response
-from ._per_token import Plain, plain_nothing, plain_text, plain_tokens
+from ._parts import PartsStage
+from ._per_token import Plain, parsed, plain_nothing, plain_text, plain_tokens
 from ._reader import CallReader
 from ._state import State
 from ._text_choice import TextChoice
@@ -55,6 +56,7 @@ class Response:
         "_head_sent",
         "_is_open",
         "_prompt_token_ids",
+        "_stages",
         "_upstreams",
         "_wants_usage",
         "ended",
@@ -69,6 +71,9 @@ class Response:
         self._head_sent = self._is_open = False
         is_plain = not encoder.is_detailed and not call.is_passthrough
         self._encoder = encoder
+        self._stages = [] if call.output is None else [self._stage(call, index) for index in range(sum(one.choices for one in call.calls))]
+        takes_ids = any(stage.takes_ids for stage in self._stages)
+        encode = parsed(self._stages, encoder) if self._stages else encoder.text
         self._choices: list[Choice | TextChoice] = []
         self._upstreams: list[_Upstream] = []
         for number, upstream in enumerate(call.calls):
@@ -84,13 +89,19 @@ class Response:
             plain: Plain = plain_nothing
             if upstream.choices > 1 and adapter.convention.names_choices:
                 pass  # which one a message is about takes a look at all of it
-            elif is_plain and adapter.decode_tokens is not None:
-                plain = plain_tokens(reader, choices, encoder.text, upstream.first_index)
+            elif is_plain and adapter.decode_tokens is not None and not takes_ids:
+                stages = self._stages[upstream.first_index : upstream.first_index + upstream.choices]
+                plain = plain_tokens(reader, choices, encode, upstream.first_index, stages)
             elif is_plain and adapter.decode_text is not None:
-                plain = plain_text(reader, choices, encoder.text, upstream.first_index)
+                plain = plain_text(reader, choices, encode, upstream.first_index)
             self._upstreams.append(_Upstream(number, reader, choices, upstream.prompt, plain))
         self._wants_usage = encoder.wants_usage
         self._prompt_token_ids = [prompt.prompt_token_ids for prompt in call.prompts]
+
+    def _stage(self, call: Call, index: int) -> PartsStage:
+        transcoder = call.transcoder
+        assert call.output is not None
+        return PartsStage(index, call.output, request_id=call.id, tokenizer=transcoder.tokenizer, eos_token_ids=transcoder.eos_token_ids)
 
     def _choice(self, call: Call, upstream: Any, place: int) -> Choice | TextChoice:
         transcoder, request = call.transcoder, upstream.inference
@@ -236,17 +247,23 @@ class Response:
             self._is_open = True
             parts.append(self._encoder.open(range(len(self._choices)), self._prompt_token_ids, self._usage_with(0)))
         if delta is not None:
-            parts.append(self._encoder.delta(delta, self._usage_with(choice.completion_tokens) if self._wants_usage else None))
+            self._tell(choice, delta, parts)
+
+    def _tell(self, choice: Choice | TextChoice, delta: Delta, parts: list[bytes]) -> None:
+        deltas = self._stages[delta.index].receive(delta) if self._stages else (delta,)
+        usage = self._usage_with(choice.completion_tokens) if self._wants_usage else None
+        parts += [self._encoder.delta(one, usage) for one in deltas]
 
     def _usage_with(self, completion_tokens: int) -> Usage:
         """Each prompt counts once, however many calls were made for its choices. Until a server tells, it is as long as we made it."""
+        counted = sum(stage.reasoning_tokens for stage in self._stages)
         if len(self._upstreams) == 1:
             reader = self._upstreams[0].reader
             return Usage(
                 prompt_tokens=reader.prompt_tokens or len(self._prompt_token_ids[0]),
                 completion_tokens=completion_tokens,
                 cached_tokens=reader.cached_tokens,
-                reasoning_tokens=reader.reasoning_tokens,
+                reasoning_tokens=max(reader.reasoning_tokens, counted),
             )
         told = [(0, 0)] * len(self._prompt_token_ids)
         for upstream in self._upstreams:
@@ -256,7 +273,7 @@ class Response:
             prompt_tokens=sum(known or len(ids) for (known, _), ids in zip(told, self._prompt_token_ids, strict=True)),
             completion_tokens=completion_tokens,
             cached_tokens=sum(cached for _, cached in told),
-            reasoning_tokens=sum(upstream.reader.reasoning_tokens for upstream in self._upstreams),
+            reasoning_tokens=max(sum(upstream.reader.reasoning_tokens for upstream in self._upstreams), counted),
         )
 
     def _close(self, call: int, receive: Any) -> Sequence[Output]:
@@ -319,6 +336,8 @@ class Response:
         for choice in self._choices:
             delta: Delta | None = choice.abandon()
             if delta is not None:
-                parts.append(self._encoder.delta(delta, self._usage_with(choice.completion_tokens) if self._wants_usage else None))
+                self._tell(choice, delta, parts)
+            if self._stages and not choice.finished:
+                parts += [self._encoder.delta(one, None) for one in self._stages[choice.index].abandon()]
         parts.append(self._encoder.error(error))
         return self._emit(parts, last=True)

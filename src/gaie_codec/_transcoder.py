@@ -26,6 +26,7 @@ from ._metadata import FORWARDED, Headers, as_mapping, is_metadata_value
 from .adapters.base import Adapter
 from .openai import ENDPOINTS, chat, passthrough, sampling
 from .openai.endpoint import Asked, Decoded, Endpoint
+from .text import formats
 
 if TYPE_CHECKING:
     from .adapters.base import Passthrough
@@ -62,7 +63,10 @@ class Transcoder:
     itself (`adapter.decode_model_info`); without it nothing is checked against the context length or the served name, and no model
     defaults apply. `unsupported="drop"` sends a request without the fields that the wire cannot carry and reports them in
     `Call.dropped`, instead of refusing it. `stop_holdback="window"` holds back as much text as vLLM's own server while a stop string
-    could still come, which reproduces its chunk boundaries; "prefix" holds back only what could still match. Raises UsageError.
+    could still come, which reproduces its chunk boundaries; "prefix" holds back only what could still match.
+
+    `tool_call_parser` and `reasoning_parser` name how the model writes tool calls and reasoning (docs/parsers.md): "auto" is what the
+    server tells, else what the chat template shows; "none" leaves all output as content. Raises UsageError.
     """
 
     def __init__(
@@ -77,6 +81,8 @@ class Transcoder:
         stop_holdback: Literal["prefix", "window"] = "prefix",
         prompt_tokens_details: bool = False,
         passthrough: bool = True,
+        tool_call_parser: str = "auto",
+        reasoning_parser: str = "auto",
     ) -> None:
         self.adapter = dialect if isinstance(dialect, Adapter) else adapters.get(snapshots.load(dialect, snapshot))
         self.passthrough: Passthrough | None = self.adapter.passthrough if passthrough else None
@@ -94,6 +100,9 @@ class Transcoder:
         self.unsupported = unsupported
         self.stop_holdback = stop_holdback
         self.prompt_tokens_details = prompt_tokens_details
+        template = getattr(tokenizer, "chat_template", "")
+        self.tool_format = formats.choose_tool_format(tool_call_parser, self.model.tool_call_parser, template)
+        self.reasoning_format = formats.choose_reasoning_format(reasoning_parser, self.model.reasoning_parser, template)
         self.eos_token_ids = (tokenizer.eos_token_ids if tokenizer is not None else frozenset()).union(self.model.eos_token_ids)
         self.system_fingerprint = f"{self.adapter.dialect}-{self.adapter.snapshot.name}"
         try:
@@ -130,6 +139,8 @@ class Transcoder:
             model=self.model,
             max_prompts=self.limits.max_calls,
             rewritten_model=model,
+            tool_format=self.tool_format,
+            reasoning_format=self.reasoning_format,
             accepts_media="media" in self.adapter.carries and self.model.is_multimodal is not False,
         )
         if body_path is not None and kind is not None:
@@ -161,7 +172,8 @@ class Transcoder:
             prompts.append(fitted)
         prompts, too_many = self._within_calls(prompts)
         calls = plan(self.adapter, prompts)
-        return Call(self, endpoint, decoded.options, tuple(prompts), calls, dropped + too_many + decoded.ignored)
+        lost = dropped + too_many + decoded.ignored
+        return Call(self, endpoint, decoded.options, tuple(prompts), calls, lost, output=decoded.output)
 
     def _within_calls(self, prompts: list[InferenceRequest]) -> tuple[list[InferenceRequest], tuple[str, ...]]:
         """The prompts, if the host may make the calls that they take; with one choice each where the others are dropped."""

@@ -47,6 +47,8 @@ async def run_serve(
     enable_prompt_tokens_details: bool = False,
     passthrough: bool = True,
     generation_config: Literal["auto", "none"] = "auto",
+    tool_call_parser: str = "auto",
+    reasoning_parser: str = "auto",
     limits: Limits | None = None,
     metrics_listen: str | None = None,
     request_timeout_s: float | None = 600.0,
@@ -60,7 +62,8 @@ async def run_serve(
     `dialect` "auto" asks the model server what it speaks; `snapshot`, where given, is then one of that dialect. `tokenizer` is "server"
     (the model server's own, by GetTokenizer), "builtin", a directory or a model of the hub; `chat_template` is the text of one to use
     instead of the model's. `passthrough` False sends token ids also to a server that takes OpenAI JSON as it is. `generation_config`
-    "auto" takes the sampling defaults of a tokenizer's model where the server cannot tell its own. `metrics_listen` is where Prometheus
+    "auto" takes the sampling defaults of a tokenizer's model where the server cannot tell its own. The parsers are as `Transcoder` takes
+    them. `metrics_listen` is where Prometheus
     scrapes, as HOST:PORT; it then ends the line as ` metrics=HOST:PORT`. Raises UsageError with one line that says what is in the way.
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -73,6 +76,8 @@ async def run_serve(
         prompt_tokens_details=enable_prompt_tokens_details,
         passthrough=passthrough,
         generation_config=generation_config,
+        tool_call_parser=tool_call_parser,
+        reasoning_parser=reasoning_parser,
         limits=limits if limits is not None else Limits(),
     )
     transcoders = Transcoders(options)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..adapters import DIALECTS
-from ._options import run, seconds
+from ._options import parsers, run, seconds
 
 _PICKERS = ("round-robin", "least-inflight", "prefix", "none")
 
@@ -58,6 +58,7 @@ _PICKERS = ("round-robin", "least-inflight", "prefix", "none")
     show_default=True,
     help="'window' cuts chunks around stop strings just as vLLM does.",
 )
+@parsers
 @click.option(
     "--generation-config",
     type=click.Choice(("auto", "none")),

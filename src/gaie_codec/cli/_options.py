@@ -31,6 +31,19 @@ def seconds(name: str, default: float, text: str, *, allows_zero: bool = False) 
     )
 
 
+def parsers(command: Callable[..., None]) -> Callable[..., None]:
+    """How the model writes tool calls and reasoning."""
+    for kind, what in (("reasoning", "reasoning"), ("tool-call", "tool calls")):
+        command = click.option(
+            f"--{kind}-parser",
+            default="auto",
+            show_default=True,
+            metavar="NAME|auto|none",
+            help=f"How the model writes {what}: docs/parsers.md. 'auto' is what the server tells, else what the chat template shows.",
+        )(command)
+    return command
+
+
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Until it ends, or Ctrl-C before it minds signals itself."""
     try:

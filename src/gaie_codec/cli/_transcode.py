@@ -15,6 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from .. import BodyChunk, CodecError, FrameDecoder, ModelInfo, Output, ResponseHead, Transcoder, UsageError, snapshots
 from .._framing import ENCODINGS, HEADER_BYTES
 from ..adapters import DIALECTS
+from ._options import parsers
 
 _WIRE_TYPES = ("varint", "fixed64", "length-delimited", "start-group", "end-group", "fixed32")
 _SHOWN_BYTES = 64
@@ -31,7 +32,7 @@ _file = click.argument("file", type=click.File("rb"), default="-")
 
 
 def _transcoder_options(command: Any) -> Any:
-    options = [
+    options: list[Any] = [
         _dialect,
         _snapshot,
         click.option("--tokenizer", default="builtin", show_default=True, metavar="DIR|HUB_ID|builtin"),
@@ -39,6 +40,7 @@ def _transcoder_options(command: Any) -> Any:
         click.option("--max-model-len", type=click.IntRange(min=1), help="Context length in tokens.  [default: the model's own]"),
         click.option("--unsupported", type=click.Choice(("reject", "drop")), default="reject", show_default=True),
         click.option("--stop-holdback", type=click.Choice(("prefix", "window")), default="prefix", show_default=True),
+        parsers,
         click.option("--passthrough/--no-passthrough", default=True, show_default=True, help="Whether OpenAI JSON goes out as it is."),
     ]
     for option in reversed(options):

@@ -44,7 +44,7 @@ _SPLIT: Final = frozenset(("response_format", "structured_outputs"))
 _GATEWAY: Final = frozenset(
     (
         "stream_options documents add_generation_prompt continue_final_message add_special_tokens chat_template_kwargs reasoning_effort"
-        " tools tool_choice truncate_prompt_tokens truncation_side"
+        " tools tool_choice parallel_tool_calls include_reasoning truncate_prompt_tokens truncation_side"
     ).split()
 )
 
@@ -69,7 +69,7 @@ def treatment(adapter: Adapter, field: str, *, passthrough: bool = False) -> Tre
     if field in chat.REFUSED:
         return Treatment("refused", "not supported by the gateway yet")
     if field in _GATEWAY:
-        return Treatment("gateway", "`none`; any other choice is refused" if field in ("tools", "tool_choice") else "")
+        return Treatment("gateway")
     neutral = _NEUTRAL.get(field, field)
     if neutral in adapter.sends:
         return Treatment("sent", adapter.sends[neutral])

@@ -6,18 +6,18 @@ output in a way that this codec does not have yet (refused by name). What no tab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from .._errors import MalformedRequestError, UnsupportedFieldError, UsageError
-from .._events import InferenceRequest, Media, ModelInfo
+from .._events import InferenceRequest, Media
 from . import sampling
 from .endpoint import Asked, Decoded
 from .fields import bool_field, decode_json_object, int_field, object_field, range_error, type_error
-from .messages import decode_messages, decode_tools
+from .messages import decode_messages
 from .request import (
     base_model,
     decode_max_tokens,
@@ -28,6 +28,7 @@ from .request import (
     encode_text,
     truncate,
 )
+from .tools import decode_reading, decode_tool_choice, decode_tools, template_tools
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
@@ -39,16 +40,13 @@ READ: Final = sampling.FIELDS | frozenset(
     (
         "model messages request_id stream stream_options logprobs top_logprobs max_completion_tokens return_token_ids documents"
         " add_generation_prompt continue_final_message add_special_tokens chat_template_kwargs reasoning_effort tools tool_choice"
-        " truncate_prompt_tokens truncation_side priority cache_salt kv_transfer_params session_id"
+        " truncate_prompt_tokens truncation_side priority cache_salt kv_transfer_params session_id parallel_tool_calls include_reasoning"
     ).split()
 )
 
 # They change nothing in what this gateway and its model servers generate.
 ADVISORY: Final = frozenset(
-    (
-        "user metadata store service_tier prediction verbosity prompt_cache_key prompt_cache_retention safety_identifier"
-        " include_reasoning mm_payload"
-    ).split()
+    ("user metadata store service_tier prediction verbosity prompt_cache_key prompt_cache_retention safety_identifier mm_payload").split()
 )
 
 # Field -> the values that ask for nothing. Any other value is refused.
@@ -90,6 +88,11 @@ class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
     continuous_usage: bool = False
     return_token_ids: bool = False
     logprobs: bool = False
+    parses: bool = False
+    """Reasoning or tool calls are told apart from content."""
+    counts_reasoning: bool = False
+    forces_call: bool = False
+    """The client demanded a tool call."""
 
     @property
     def is_detailed(self) -> bool:
@@ -99,15 +102,27 @@ class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def decode_request(body: bytes, asked: Asked) -> Decoded:
     """Decode a chat completion request. The body's own `request_id` wins over the host's. Raises RequestError."""
+    return decode_fields(decode_json_object(body), asked)
+
+
+def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = ID_PREFIX) -> Decoded:
+    """Likewise of the fields of one: other endpoints that are chats say what they want in these. Raises RequestError."""
     tokenizer, model = asked.tokenizer, asked.model
     if tokenizer is None:
         raise UsageError("a chat has to be rendered and tokenized, and there is no tokenizer")
-    fields = decode_json_object(body)
     _refuse(fields)
     given, name = decode_model(fields, asked)
     stream = bool_field(fields, "stream")
     logprobs = _decode_logprobs(fields)
-    prompt_token_ids, media = _decode_prompt(fields, tokenizer, model, accepts_media=asked.accepts_media)
+    tools = decode_tools(fields.get("tools"))
+    choice = decode_tool_choice(fields, tools)
+    kwargs = _decode_template_kwargs(fields)
+    text, media = _decode_prompt(fields, tokenizer, tools, kwargs, accepts_media=asked.accepts_media)
+    reading = decode_reading(fields, asked, tools=tools, choice=choice, prompt_text=text, template_kwargs=kwargs)
+    special = bool_field(fields, "add_special_tokens")
+    prompt_token_ids = truncate(
+        fields, encode_text(fields, text, tokenizer, model.max_model_len, add_special_tokens=special), model.max_model_len
+    )
     params = sampling.decode_sampling(
         fields,
         model=model,
@@ -115,9 +130,13 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         max_tokens=decode_max_tokens(_wanted_tokens(fields), len(prompt_token_ids), model),
         logprobs=logprobs,
     )
+    if reading.keeps_special_tokens:
+        params = msgspec.structs.replace(params, skip_special_tokens=False)
+    if reading.constraint is not None:
+        params = msgspec.structs.replace(params, constraint=reading.constraint)
     include_usage, continuous_usage = decode_stream_options(fields, stream)
     inference = InferenceRequest(
-        request_id=ID_PREFIX + decode_request_id(fields, asked),
+        request_id=id_prefix + decode_request_id(fields, asked),
         model=base_model(name, model),
         prompt_token_ids=prompt_token_ids,
         sampling=params,
@@ -135,35 +154,23 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         continuous_usage=continuous_usage,
         return_token_ids=inference.return_token_ids,
         logprobs=logprobs is not None,
+        parses=reading.output is not None,
+        counts_reasoning=asked.reasoning_format is not None,
+        forces_call=choice.forces_call,
     )
     ignored = {field for field in fields if field not in READ and field not in REFUSED and field not in ADVISORY}
     reserved = _RESERVED_TEMPLATE_KWARGS.intersection(object_field(fields, "chat_template_kwargs") or ())
     ignored |= {f"chat_template_kwargs.{name}" for name in reserved}
-    return Decoded(prompts=(inference,), options=options, ignored=tuple(sorted(ignored)))
+    return Decoded(prompts=(inference,), options=options, ignored=tuple(sorted(ignored)), output=reading.output)
 
 
 def _refuse(fields: Mapping[str, Any]) -> None:
     for name, harmless in REFUSED.items():
         if name in fields and fields[name] not in harmless:
             raise UnsupportedFieldError(f"`{name}` is not supported by this gateway (parameter={name})", param=name)
-    tools, choice = fields.get("tools"), fields.get("tool_choice")
-    if choice is not None and choice != "none":
-        if not tools:
-            raise range_error("tool_choice", "When using `tool_choice`, `tools` must be set.")
-        raise UnsupportedFieldError("tool calls need a tool-call parser, and this gateway has none", param="tool_choice")
-    # An absent choice is "auto" when there are tools; null is "none" (observed on vLLM 0.33).
-    if tools and "tool_choice" not in fields:
-        raise UnsupportedFieldError('"auto" tool choice needs a tool-call parser, and this gateway has none', param="tools")
 
 
-def _decode_prompt(
-    fields: Mapping[str, Any], tokenizer: Tokenizer, model: ModelInfo, *, accepts_media: bool
-) -> tuple[list[int], tuple[Media, ...]]:
-    if "messages" not in fields:
-        raise type_error("messages", "missing", "Field required")
-    messages, media = decode_messages(
-        fields["messages"], accepts_content_parts=tokenizer.accepts_content_parts, accepts_media=accepts_media
-    )
+def _decode_template_kwargs(fields: Mapping[str, Any]) -> dict[str, Any]:
     kwargs = dict(object_field(fields, "chat_template_kwargs") or {})
     if "chat_template" in kwargs:
         raise UnsupportedFieldError("a chat template in the request is not trusted", param="chat_template_kwargs.chat_template")
@@ -173,6 +180,23 @@ def _decode_prompt(
     if effort is not None:
         kwargs.setdefault("reasoning_effort", effort)
         kwargs.setdefault("enable_thinking", effort != "none")
+    return kwargs
+
+
+def _decode_prompt(
+    fields: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    tools: Sequence[Mapping[str, Any]] | None,
+    kwargs: Mapping[str, Any],
+    *,
+    accepts_media: bool,
+) -> tuple[str, tuple[Media, ...]]:
+    """The prompt's text, and the media that it has places for."""
+    if "messages" not in fields:
+        raise type_error("messages", "missing", "Field required")
+    messages, media = decode_messages(
+        fields["messages"], accepts_content_parts=tokenizer.accepts_content_parts, accepts_media=accepts_media
+    )
     documents = fields.get("documents")
     if documents is not None:
         if not isinstance(documents, list):
@@ -186,15 +210,13 @@ def _decode_prompt(
         raise MalformedRequestError("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
     text = tokenizer.render_chat(
         messages,
-        tools=decode_tools(fields.get("tools")),
+        tools=template_tools(tools),
         documents=documents,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
         template_kwargs=kwargs,
     )
-    special = bool_field(fields, "add_special_tokens")
-    token_ids = encode_text(fields, text, tokenizer, model.max_model_len, add_special_tokens=special)
-    return truncate(fields, token_ids, model.max_model_len), tuple(media)
+    return text, tuple(media)
 
 
 def _wanted_tokens(fields: Mapping[str, Any]) -> int | None:

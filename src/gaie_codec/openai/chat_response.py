@@ -7,7 +7,7 @@ order: `open`, `delta` ..., then `close` or `error`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,6 +18,9 @@ from .._events import BodyEvent, Usage
 from .chat import ChatOptions
 from .endpoint import ResponseMeta
 from .errors import encode_error
+
+if TYPE_CHECKING:
+    from ..text import ToolCall
 
 _encode = msgspec.json.Encoder().encode
 
@@ -40,11 +43,14 @@ class StreamEncoder:
         # {"id":...,"object":...,"created":...,"model":... - without its closing brace, for what each chunk adds.
         self._head = _sse.DATA + _encode({"id": meta.id, "object": self.object_name, "created": meta.created, "model": options.model})[:-1]
         self._prefixes: dict[int, bytes] = {}
+        self._reasoning_prefixes: dict[int, bytes] = {}
 
     def open(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes:
         """What comes first, once the first upstream message is there."""
         for index in indexes:
-            self._prefixes[index] = b'%b,"choices":[{"index":%d,%b' % (self._head, index, self.before_text)
+            before = b'%b,"choices":[{"index":%d,' % (self._head, index)
+            self._prefixes[index] = before + self.before_text
+            self._reasoning_prefixes[index] = before + b'"delta":{"reasoning":'
         return self.opening(indexes, prompt_token_ids, usage)
 
     def opening(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes:
@@ -59,18 +65,32 @@ class StreamEncoder:
 
     def part(self, delta: Delta) -> dict[str, Any]:
         """What a choice says besides its logprobs and its end."""
-        return {"delta": {"content": delta.text}}
+        if not self._options.parses:
+            return {"delta": {"content": delta.text}}
+        said: dict[str, Any] = {}
+        if delta.reasoning:
+            said["reasoning"] = delta.reasoning
+        if delta.text:
+            said["content"] = delta.text
+        if delta.tool_calls:
+            said["tool_calls"] = [_tool_call_piece(call) for call in delta.tool_calls]
+        return {"delta": said}
 
     def text(self, index: int, text: str) -> bytes:
         """The per-token path: the chunk of a delta that is nothing but text, for options without `is_detailed`."""
         return b'%b%b%b,"logprobs":null,"finish_reason":null}]}\n\n' % (self._prefixes[index], _encode(text), self.after_text)
 
+    def reasoning(self, index: int, text: str) -> bytes:
+        """Likewise of a delta that is nothing but reasoning."""
+        return b'%b%b},"logprobs":null,"finish_reason":null}]}\n\n' % (self._reasoning_prefixes[index], _encode(text))
+
     def delta(self, delta: Delta, usage: Usage | None) -> bytes:
         """One chunk; nothing for a delta that carries nothing."""
         if delta.finish_reason is None:
-            if not self._options.is_detailed:
+            is_plain = not (delta.reasoning or delta.tool_calls)
+            if is_plain and not self._options.is_detailed:
                 return self.text(delta.index, delta.text) if delta.text else b""
-            if not (delta.text or delta.logprobs or (delta.token_ids and self._options.return_token_ids)):
+            if is_plain and not (delta.text or delta.logprobs or (delta.token_ids and self._options.return_token_ids)):
                 return b""
         choice: dict[str, Any] = {
             "index": delta.index,
@@ -115,7 +135,7 @@ class StreamEncoder:
         return self._head + b"," + _encode(rest)[1:] + _sse.END
 
     def _usage(self, usage: Usage) -> dict[str, Any]:
-        return encode_usage(usage, self._meta.prompt_tokens_details)
+        return encode_usage(usage, self._meta.prompt_tokens_details, self._options.counts_reasoning)
 
 
 class UnaryEncoder:
@@ -132,6 +152,8 @@ class UnaryEncoder:
         self._meta = meta
         self.is_detailed = options.is_detailed
         self._texts: dict[int, list[str]] = {}
+        self._reasoning: dict[int, list[str]] = {}
+        self._tool_calls: dict[int, dict[int, _WholeCall]] = {}
         self._token_ids: dict[int, list[int]] = {}
         self._logprobs: dict[int, list[TextLogprob]] = {}
         self._finishes: dict[int, Delta] = {}
@@ -142,6 +164,7 @@ class UnaryEncoder:
         self._prompts = prompt_token_ids
         for index in indexes:
             self._texts[index], self._token_ids[index], self._logprobs[index] = [], [], []
+            self._reasoning[index], self._tool_calls[index] = [], {}
         return b""
 
     def text(self, index: int, text: str) -> bytes:
@@ -149,9 +172,22 @@ class UnaryEncoder:
         self._texts[index].append(text)
         return b""
 
+    def reasoning(self, index: int, text: str) -> bytes:
+        """Keep the reasoning."""
+        self._reasoning[index].append(text)
+        return b""
+
     def delta(self, delta: Delta, usage: Usage | None) -> bytes:
         """Keep the delta."""
         self._texts[delta.index].append(delta.text)
+        if delta.reasoning:
+            self._reasoning[delta.index].append(delta.reasoning)
+        calls = self._tool_calls[delta.index]
+        for call in delta.tool_calls:
+            calls.setdefault(call.index, _WholeCall()).add(call)
+        for broken in delta.broken:
+            calls.pop(broken.index, None)
+            self._texts[delta.index].append(broken.text)
         self._token_ids[delta.index] += delta.token_ids
         self._logprobs[delta.index] += delta.logprobs
         if delta.finish_reason is not None:
@@ -176,7 +212,7 @@ class UnaryEncoder:
         }
         if self._meta.system_fingerprint:
             body["system_fingerprint"] = self._meta.system_fingerprint
-        body["usage"] = encode_usage(usage, self._meta.prompt_tokens_details)
+        body["usage"] = encode_usage(usage, self._meta.prompt_tokens_details, self._options.counts_reasoning)
         body |= self.prompt_part(self._prompts)
         for finish in self._finishes.values():
             if finish.kv_transfer_params:
@@ -188,8 +224,15 @@ class UnaryEncoder:
         return encode_error(error)
 
     def part(self, index: int, text: str) -> dict[str, Any]:
-        """What a choice says besides its logprobs and its end."""
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+        """What a choice says besides its logprobs and its end. Content that is not there is null where something else is."""
+        calls, reasoning = self._tool_calls[index], "".join(self._reasoning[index])
+        says_else = bool(calls) or (bool(reasoning) and not self._options.forces_call)
+        message: dict[str, Any] = {"role": "assistant", "content": None if says_else and not text else text, "refusal": None}
+        if calls:
+            message["tool_calls"] = [calls[number].encoded() for number in sorted(calls)]
+        if reasoning:
+            message["reasoning"] = reasoning
+        return {"message": message}
 
     def prompt_part(self, prompts: list[list[int]]) -> dict[str, Any]:
         """What the body says of the prompt."""
@@ -209,12 +252,44 @@ class UnaryEncoder:
         return choice
 
 
+class _WholeCall:
+    """A tool call whose pieces are put together."""
+
+    __slots__ = ("_arguments", "_id", "_name")
+
+    def __init__(self) -> None:
+        self._id = self._name = ""
+        self._arguments: list[str] = []
+
+    def add(self, piece: ToolCall) -> None:
+        self._id, self._name = self._id or piece.id, self._name or piece.name
+        self._arguments.append(piece.arguments)
+
+    def encoded(self) -> dict[str, Any]:
+        return {"id": self._id, "type": "function", "function": {"name": self._name, "arguments": "".join(self._arguments)}}
+
+
+def _tool_call_piece(piece: ToolCall) -> dict[str, Any]:
+    """As vLLM has it: id, type and name with the first piece only."""
+    function = {"name": piece.name, "arguments": piece.arguments} if piece.name else {"arguments": piece.arguments}
+    if piece.name and not piece.arguments:
+        del function["arguments"]
+    return (
+        {"id": piece.id, "type": "function", "index": piece.index, "function": function}
+        if piece.name
+        else {
+            "index": piece.index,
+            "function": function,
+        }
+    )
+
+
 def _raw_json(text: str) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.format(text.encode(), indent=-1))  # on one line, as an event has to be
 
 
-def encode_usage(usage: Usage, with_details: bool) -> dict[str, Any]:
-    """The `usage` object."""
+def encode_usage(usage: Usage, with_details: bool, counts_reasoning: bool = False) -> dict[str, Any]:
+    """The `usage` object. `counts_reasoning` shows reasoning tokens also where there are none."""
     encoded: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "total_tokens": usage.total_tokens,
@@ -222,7 +297,7 @@ def encode_usage(usage: Usage, with_details: bool) -> dict[str, Any]:
     }
     if with_details:
         encoded["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
-    if usage.reasoning_tokens:
+    if usage.reasoning_tokens or counts_reasoning:
         encoded["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     return encoded
 

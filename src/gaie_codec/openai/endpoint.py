@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from .._events import BodyEvent, InferenceRequest, ModelInfo, Usage
+from .._parts import OutputSettings
 
 if TYPE_CHECKING:
     from .._choices import Delta
     from .._errors import CodecError
     from ..text import Tokenizer
+    from ..text.formats import ReasoningFormat, ToolFormat
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +30,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What the host takes the request's model for, whatever the body says; "" for what it says."""
     accepts_media: bool = False
     """Whether images, video and sound can be sent to the model server."""
+    tool_format: ToolFormat | None = None
+    reasoning_format: ReasoningFormat | None = None
+    """How the model writes tool calls and reasoning; None where nothing tells."""
 
 
 class Decoded(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +41,8 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True):
     prompts: tuple[InferenceRequest, ...]
     options: Any
     ignored: tuple[str, ...] = ()
+    output: OutputSettings | None = None
+    """How choices are parsed; None where all text is content."""
 
     @property
     def inference(self) -> InferenceRequest:
@@ -73,6 +80,7 @@ class ResponseEncoder(Protocol):
 
     def open(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes: ...
     def text(self, index: int, text: str) -> bytes: ...
+    def reasoning(self, index: int, text: str) -> bytes: ...
     def delta(self, delta: Delta, usage: Usage | None) -> bytes: ...
     def body(self, event: BodyEvent) -> bytes: ...
     def check_complete(self) -> None:

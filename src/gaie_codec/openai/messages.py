@@ -7,7 +7,6 @@ sound the template sees what kind they are, and writes the placeholder tokens; t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -151,23 +150,3 @@ def _decode_tool_calls(value: Any, loc: str) -> list[dict[str, Any]]:
             raise type_error(f"{where}.arguments", "string_type", "Input should be a valid string")
         calls.append({**call, "function": {**function, "arguments": arguments if arguments is not None else {}}})
     return calls
-
-
-def decode_tools(value: Any) -> Sequence[dict[str, Any]] | None:
-    """Tool definitions as vLLM hands them to a template: type and function first, missing keys as explicit nulls, others dropped."""
-    if value is None:
-        return None
-    if not isinstance(value, list):
-        raise type_error("tools", "list_type", "Input should be a valid list")
-    if not value:
-        raise MalformedRequestError("tools must not be an empty list; leave it out instead", param="tools")
-    tools = []
-    for place, tool in enumerate(value):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict):
-            raise type_error(f"tools.{place}.function", "missing", "Field required")
-        if not isinstance(function.get("name"), str):
-            raise type_error(f"tools.{place}.function.name", "missing", "Field required")
-        dumped = {key: function.get(key) for key in ("name", "description", "parameters")}
-        tools.append({"type": "function", "function": dumped})
-    return tools

@@ -276,6 +276,9 @@ class _Passthrough:
     def text(self, index: int, text: str) -> bytes:
         raise UsageError("deltas in an answer that is passed through")
 
+    def reasoning(self, index: int, text: str) -> bytes:
+        raise UsageError("deltas in an answer that is passed through")
+
     def delta(self, delta: Delta, usage: Usage | None) -> bytes:
         raise UsageError("deltas in an answer that is passed through")
 

@@ -60,4 +60,9 @@ def get_loads(adapter: Adapter, engine: Engine) -> Method:
 
 def server_info(adapter: Adapter, engine: Engine, empty: Any) -> Any:
     """The answer that tells of the server's size, or the empty one where the snapshot's tells nothing of it."""
-    return empty if adapter.encode_capacity is None else adapter.encode_capacity(engine.capacity)
+    answer = empty if adapter.encode_capacity is None else adapter.encode_capacity(engine.capacity)
+    told = adapter.encode_model_info(engine.model)
+    path = next((path for path in told if path.endswith("/GetServerInfo")), None)
+    if path is not None:
+        answer.MergeFrom(told[path])
+    return answer

@@ -81,7 +81,11 @@ class Detokenizer(Protocol):
 
 
 class Tokenizer(Protocol):
-    """One model's tokenizer and chat template. Safe to share between requests; what has state is the Detokenizer."""
+    """One model's tokenizer and chat template. Safe to share between requests; what has state is the Detokenizer.
+
+    It may also have `chat_template`, the template's source, which shows how the model writes tool calls and reasoning, and
+    `max_token_chars`, how many characters a token stands for at most.
+    """
 
     @property
     def vocab_size(self) -> int:

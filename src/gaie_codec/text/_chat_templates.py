@@ -33,6 +33,7 @@ class ChatTemplate:
     """One compiled template. It never fails to be made: a template that does not compile says so when it is rendered."""
 
     def __init__(self, source: str, *, variables: Mapping[str, Any], strftime_now: Callable[[str], str] | None) -> None:
+        self.source = source
         self._variables = dict(variables)
         self._template: jinja2.Template | None = None
         self.accepts_content_parts = False

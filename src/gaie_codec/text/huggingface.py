@@ -50,6 +50,7 @@ class HuggingFaceTokenizer:
 
     `max_model_len` is the model's own `max_position_embeddings`, if its config has one; `default_sampling_params` are those of its
     `generation_config.json`, by the names of requests. `max_token_chars` is how many characters a token stands for at most.
+    `chat_template` is the source of the template, or of all of several.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class HuggingFaceTokenizer:
         self.vocab_size = max(vocab.values(), default=-1) + 1
         self.max_token_chars = max(map(len, vocab), default=0)
         default = self._templates.get("default") or self._templates.get("tool_use")
+        self.chat_template = "\n".join(template.source for template in self._templates.values())
         self.accepts_content_parts = default is not None and default.accepts_content_parts
         # By `skip_special_tokens`.
         self._pieces = {

@@ -41,6 +41,8 @@ class TranscoderOptions(msgspec.Struct, frozen=True, kw_only=True):
     generation_config: Literal["auto", "none"] = "auto"
     """"auto" takes the sampling defaults of a tokenizer's model where the server cannot tell its own."""
 
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     limits: Limits = Limits()
 
 
@@ -102,6 +104,8 @@ class Transcoders:
             stop_holdback=options.stop_holdback,
             prompt_tokens_details=options.prompt_tokens_details,
             passthrough=options.passthrough,
+            tool_call_parser=options.tool_call_parser,
+            reasoning_parser=options.reasoning_parser,
         )
         self._made.add(made)
         return made

@@ -112,6 +112,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
             max_model_len=(server.max_context_length if server is not None else 0) or next((card.max_model_len for card in cards), 0),
             default_sampling_params=decode_json_object(preferred, "preferred_sampling_params"),
             lora_adapters={card.id: card.id for card in cards if card.HasField("parent")},
+            tool_call_parser=model.tool_call_parser if model is not None else "",
+            reasoning_parser=model.reasoning_parser if model is not None else "",
         )
 
     def encode_model_info(info: ModelInfo) -> dict[str, Any]:
@@ -124,6 +126,10 @@ def adapter(snapshot: Snapshot) -> Adapter:
         model.is_generation = info.is_generation
         if info.default_sampling_params:
             model.preferred_sampling_params = msgspec.json.encode(info.default_sampling_params).decode()
+        if info.tool_call_parser:
+            model.tool_call_parser = info.tool_call_parser
+        if info.reasoning_parser:
+            model.reasoning_parser = info.reasoning_parser
         server.max_context_length = info.max_model_len
         answers = {_MODEL_PATH: model, _SERVER_PATH: server}
         if has_models:

@@ -127,8 +127,9 @@ def adapter(snapshot: Snapshot) -> Adapter:
         return message
 
     def decode_model_info(answers: Mapping[str, Any]) -> ModelInfo:
-        model, models = answers.get(_MODEL_PATH), answers.get(_MODELS_PATH)
+        model, server, models = (answers.get(path) for path in (_MODEL_PATH, _SERVER_PATH, _MODELS_PATH))
         told = decode_json_object(model.json_info, "json_info") if model is not None else {}
+        started_with = decode_json_object(server.json_info, "json_info") if server is not None else {}
         cards = list(models.models) if models is not None else []
         bases = [card for card in cards if not card.HasField("parent")]
         return ModelInfo(
@@ -138,6 +139,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
             is_generation=told.get("is_generation") is not False,
             max_model_len=max(bases[0].max_model_len, 0) if bases else 0,
             lora_adapters={card.id: card.id for card in cards if card.HasField("parent")},
+            tool_call_parser=str(started_with.get("tool_call_parser") or ""),
+            reasoning_parser=str(started_with.get("reasoning_parser") or ""),
         )
 
     def encode_model_info(info: ModelInfo) -> dict[str, Any]:
@@ -145,8 +148,9 @@ def adapter(snapshot: Snapshot) -> Adapter:
         model.model_path = info.model_path
         told = {name: getattr(info, name) for name in ("model_path", "served_model_name", "tokenizer_path", "is_generation")}
         model.json_info = msgspec.json.encode(told).decode()
+        parsers = {name: getattr(info, name) or None for name in ("tool_call_parser", "reasoning_parser")}
         server: Any = snapshot.method_at(_SERVER_PATH).response()
-        server.json_info = msgspec.json.encode({**told, "incremental_streaming_output": False}).decode()
+        server.json_info = msgspec.json.encode({**told, **parsers, "incremental_streaming_output": False}).decode()
         models: Any = snapshot.method_at(_MODELS_PATH).response()
         models.models.add(id=info.served_model_name, root=info.served_model_name, max_model_len=info.max_model_len)
         for name in info.lora_adapters:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SERVICE = "sglang.grpc.scheduler.SglangScheduler"
 _INFO_PATH = f"/{SERVICE}/GetModelInfo"
+_SERVER_PATH = f"/{SERVICE}/GetServerInfo"
 _LORA_PATH = f"/{SERVICE}/ListLoadedLoRAAdapters"
 _ANY_OBJECT = '{"type": "object"}'  # as SGLang's own HTTP layer asks for a JSON object
 
@@ -75,6 +76,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
     request_type: Any = generate.request
     response_type: Any = generate.response
     info_type: Any = snapshot.message("GetModelInfoResponse")
+    tells_args = snapshot.has_method(SERVICE, "GetServerInfo") and snapshot.has_field("GetServerInfoResponse", "server_args")
     info_fields = frozenset(field.name for field in info_type.DESCRIPTOR.fields)
     has_lora_list = snapshot.has_method(SERVICE, "ListLoadedLoRAAdapters")
     has_inline_error = snapshot.has_field("GenerateResponse", "error")
@@ -190,6 +192,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
 
     def decode_model_info(answers: Mapping[str, Any]) -> ModelInfo:
         message, loras = answers.get(_INFO_PATH, info_type(is_generation=True)), answers.get(_LORA_PATH)
+        started_with = answers[_SERVER_PATH].server_args if _SERVER_PATH in answers else {}
         text = message.default_sampling_params_json if "default_sampling_params_json" in info_fields else ""
         return ModelInfo(
             model_path=message.model_path,
@@ -201,6 +204,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
             eos_token_ids=tuple(message.eos_token_ids),
             default_sampling_params=decode_json_object(text, "default_sampling_params_json"),
             lora_adapters={one.lora_name: one.lora_id for one in loras.loaded_adapters} if loras is not None else {},
+            tool_call_parser=_text(started_with, "tool_call_parser"),
+            reasoning_parser=_text(started_with, "reasoning_parser"),
         )
 
     def encode_model_info(info: ModelInfo) -> dict[str, Any]:
@@ -220,6 +225,11 @@ def adapter(snapshot: Snapshot) -> Adapter:
             for name, lora_id in info.lora_adapters.items():
                 loras.loaded_adapters.add(lora_name=name, lora_id=lora_id)
             answers[_LORA_PATH] = loras
+        if tells_args:
+            server: Any = snapshot.method_at(_SERVER_PATH).response()
+            for name in ("tool_call_parser", "reasoning_parser"):
+                server.server_args[name] = getattr(info, name) or None
+            answers[_SERVER_PATH] = server
         return answers
 
     abort_path, encode_abort = find_abort(snapshot, SERVICE, lambda request_id: {"request_id": request_id})
@@ -230,7 +240,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         generate_path=generate.path,
         generate_paths=(generate.path,),
         path_for=lambda _: generate.path,
-        info_paths=(_INFO_PATH, _LORA_PATH) if has_lora_list else (_INFO_PATH,),
+        info_paths=(_INFO_PATH, *((_LORA_PATH,) if has_lora_list else ()), *((_SERVER_PATH,) if tells_args else ())),
         tokenizer_path=f"/{SERVICE}/GetTokenizer" if snapshot.has_method(SERVICE, "GetTokenizer") else None,
         advertises_defaults="default_sampling_params_json" in info_fields,
         abort_path=abort_path,
@@ -341,3 +351,9 @@ def _decode_error(error: Any) -> ErrorEvent:
     """SGLang 0.5.3 to 0.5.9 report failures in the stream, whose status is then OK. The HTTP status is a text."""
     status = error.http_status_code
     return ErrorEvent(code=code_from_server_status(int(status) if status.isascii() and status.isdigit() else 500), message=error.message)
+
+
+def _text(values: Any, name: str) -> str:
+    """An entry of a Struct, "" where it is none or no text."""
+    value = values[name] if name in values else None  # noqa: SIM401  # a Struct has no get
+    return value if isinstance(value, str) else ""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SERVICE = "vllm.grpc.engine.VllmEngine"
 _INFO_PATH = f"/{SERVICE}/GetModelInfo"
+_SERVER_PATH = f"/{SERVICE}/GetServerInfo"
 
 _FIELDS = {
     "request_id": "request_id",
@@ -94,6 +95,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
     request_type: Any = generate.request
     response_type: Any = generate.response
     info_type: Any = snapshot.message("GetModelInfoResponse")
+    tells_parser = snapshot.has_field("GetServerInfoResponse", "engine_reasoning_parser")
 
     sends = existing(request_type, _FIELDS)
     # Without an index in the response several choices cannot be told apart, so asking for them would be a lie.
@@ -201,6 +203,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             tokenizer_path=message.tokenizer_path if "tokenizer_path" in known else "",
             eos_token_ids=tuple(message.eos_token_ids) if "eos_token_ids" in known else (),
             default_sampling_params=decode_json_object(text, "default_sampling_params_json"),
+            reasoning_parser=answers[_SERVER_PATH].engine_reasoning_parser if tells_parser and _SERVER_PATH in answers else "",
         )
 
     def encode_model_info(info: ModelInfo) -> dict[str, Any]:
@@ -218,7 +221,11 @@ def adapter(snapshot: Snapshot) -> Adapter:
             message.eos_token_ids.extend(info.eos_token_ids)
         if "default_sampling_params_json" in known and info.default_sampling_params:
             message.default_sampling_params_json = msgspec.json.encode(info.default_sampling_params).decode()
-        return {_INFO_PATH: message}
+        if not tells_parser:
+            return {_INFO_PATH: message}
+        server: Any = snapshot.method_at(_SERVER_PATH).response()
+        server.engine_reasoning_parser = info.reasoning_parser
+        return {_INFO_PATH: message, _SERVER_PATH: server}
 
     abort_path, encode_abort = find_abort(snapshot, SERVICE, lambda request_id: {"request_ids": [request_id]})
     loads = vllm_engine_loads(snapshot, SERVICE)
@@ -228,7 +235,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         generate_path=generate.path,
         generate_paths=(generate.path,),
         path_for=lambda _: generate.path,
-        info_paths=(_INFO_PATH,),
+        info_paths=(_INFO_PATH, _SERVER_PATH) if tells_parser else (_INFO_PATH,),
         tokenizer_path=f"/{SERVICE}/GetTokenizer" if snapshot.has_method(SERVICE, "GetTokenizer") else None,
         health_path=f"/{SERVICE}/HealthCheck" if snapshot.has_method(SERVICE, "HealthCheck") else None,
         advertises_defaults="default_sampling_params_json" in info_type.DESCRIPTOR.fields_by_name,

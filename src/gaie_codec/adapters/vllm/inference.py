@@ -37,6 +37,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
     has_control = "vllm.Control" in snapshot.services
     has_loras = has_control and snapshot.has_method("vllm.Control", "ListLoras")
     has_multimodal = has_control and snapshot.has_field("ModelInfo", "supports_multimodal")
+    has_parsers = has_control and snapshot.has_field("ModelInfo", "tool_call_parser")
     has_cached_tokens = snapshot.has_field("FinishInfo", "num_cached_tokens")
     # The schema of 0.22 to 0.25. A stop string and a character of several tokens end the process of 0.22, and no release of these can be
     # told from another by its schema.
@@ -121,6 +122,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
             max_model_len=server.max_model_len if server is not None else 0,
             is_multimodal=model.supports_multimodal if model is not None and has_multimodal else None,
             lora_adapters={one.lora_name: one.lora_name for one in loras.adapters} if loras is not None else {},
+            tool_call_parser=model.tool_call_parser if model is not None and has_parsers else "",
+            reasoning_parser=model.reasoning_parser if model is not None and has_parsers else "",
         )
 
     def encode_model_info(info: ModelInfo) -> dict[str, Any]:
@@ -135,6 +138,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
         model.supports_text_input = model.supports_token_ids_input = True
         if has_multimodal:
             model.supports_multimodal = bool(info.is_multimodal)
+        if has_parsers:
+            model.tool_call_parser, model.reasoning_parser = info.tool_call_parser, info.reasoning_parser
         answers = {_SERVER_PATH: server, _MODEL_PATH: model}
         if has_loras:
             loras: Any = snapshot.method_at(_LORA_PATH).response()

@@ -1,0 +1,185 @@
+"""The parser stage: text of one choice -> what of it is reasoning, content and tool calls, and how many tokens were reasoning.
+
+A choice that is not parsed has no stage. Whoever encodes gets the same deltas either way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+from ._choices import Delta
+from .text import BrokenToolCall, Content, OutputParser, Part, Reasoning, ToolCall
+
+if TYPE_CHECKING:
+    from .text import Tokenizer
+
+_ALPHANUMERIC: Final = string.digits + string.ascii_letters
+_MISTRAL_ID_LENGTH: Final = 9  # Mistral's chat templates refuse any other
+
+IdStyle = Literal["openai", "mistral"]
+
+
+class OutputSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the choices of one request are parsed.
+
+    `reasoning_tags` are the texts around reasoning, by whose token ids its tokens are counted; None where nothing tells reasoning apart.
+    """
+
+    make_parser: Callable[[], OutputParser]
+    id_style: IdStyle = "openai"
+    reasoning_tags: tuple[str, str] | None = None
+    begins_inside: bool = False
+    """The answer begins with reasoning, without a tag of its own."""
+    hides_reasoning: bool = False
+    finishes_with_tool_calls: bool = True
+    """A finish by stop is told as `tool_calls` when there are any. Not so where the client named the function."""
+
+
+def tool_call_id(style: IdStyle, request_id: str, choice: int, call: int) -> str:
+    """The id of a call to which the model gave none: the same for the same place in the same request."""
+    digest = hashlib.blake2b(f"{request_id}\0{choice}\0{call}".encode("utf-8", "replace"), digest_size=8)
+    if style == "openai":
+        return f"chatcmpl-tool-{digest.hexdigest()}"
+    number, letters = int.from_bytes(digest.digest(), "big"), ""
+    for _ in range(_MISTRAL_ID_LENGTH):
+        number, digit = divmod(number, len(_ALPHANUMERIC))
+        letters += _ALPHANUMERIC[digit]
+    return letters
+
+
+class PartsStage:
+    """Of one choice. `reasoning_tokens` are those so far."""
+
+    __slots__ = (
+        "_begun",
+        "_broken",
+        "_end",
+        "_eos_ids",
+        "_feed_ids",
+        "_inside",
+        "_parser",
+        "_request_id",
+        "_settings",
+        "_start",
+        "index",
+        "reasoning_tokens",
+        "takes_ids",
+    )
+
+    def __init__(
+        self, index: int, settings: OutputSettings, *, request_id: str, tokenizer: Tokenizer | None, eos_token_ids: frozenset[int]
+    ) -> None:
+        self.index = index
+        self.reasoning_tokens = 0
+        self._settings = settings
+        self._parser = settings.make_parser()
+        self._feed_ids: Any = getattr(self._parser, "feed_ids", None)
+        self.takes_ids = self._feed_ids is not None
+        self._request_id = request_id
+        self._eos_ids = eos_token_ids
+        self._begun = self._broken = 0  # tool calls
+        self._start, self._end = _tag_ids(settings, tokenizer)
+        self._inside = settings.begins_inside and self._end is not None
+
+    def count(self, token_ids: Sequence[int]) -> None:
+        """Count those of these tokens that are reasoning; tags are not."""
+        start, end = self._start, self._end
+        if end is None or not (self._inside or start in token_ids):
+            return
+        for token_id in token_ids:
+            if token_id == end:
+                self._inside = False
+            elif token_id == start:
+                self._inside = True
+            elif self._inside and token_id not in self._eos_ids:
+                self.reasoning_tokens += 1
+
+    def feed(self, text: str) -> Sequence[Part]:
+        """The parts that more text makes certain, calls with their ids."""
+        return self._complete(self._parser.feed(text)) if text else ()
+
+    def delta(self, parts: Sequence[Part]) -> list[Delta]:
+        """Parts as deltas: as few as keep their order."""
+        return [_delta(self.index, group) for group in _groups(parts)]
+
+    def receive(self, delta: Delta) -> list[Delta]:
+        """What the delta is made of. The last one has its finish; without any text it is a delta of its own."""
+        self.count(delta.token_ids)
+        if self._feed_ids is not None and delta.token_ids:
+            parts = list(self._complete(self._feed_ids(delta.token_ids)))
+        else:
+            parts = list(self.feed(delta.text))
+        reason = delta.finish_reason
+        if reason is not None:
+            parts += self._complete(self._parser.finish())
+            if reason == "stop" and self._begun > self._broken and self._settings.finishes_with_tool_calls:
+                reason = "tool_calls"
+        deltas = self.delta(parts) or [Delta(self.index, "")]
+        first, last = deltas[0], deltas[-1]
+        deltas[0] = msgspec.structs.replace(first, token_ids=delta.token_ids, logprobs=delta.logprobs)
+        if reason is not None:
+            last = deltas[-1]
+            deltas[-1] = msgspec.structs.replace(
+                last, finish_reason=reason, stop_reason=delta.stop_reason, kv_transfer_params=delta.kv_transfer_params
+            )
+        return deltas
+
+    def abandon(self) -> list[Delta]:
+        """The text that was held back, when the response breaks off."""
+        return self.delta([part for part in self._complete(self._parser.finish()) if not isinstance(part, BrokenToolCall)])
+
+    def _complete(self, parts: Sequence[Part]) -> Sequence[Part]:
+        if len(parts) == 1 and type(parts[0]) is Content:  # most are
+            return parts
+        completed: list[Part] = []
+        for part in parts:
+            if isinstance(part, Reasoning):
+                if self._settings.hides_reasoning:
+                    continue
+            elif isinstance(part, ToolCall):
+                if part.name and part.index >= self._begun:
+                    self._begun = part.index + 1
+                    if not part.id:
+                        own_id = tool_call_id(self._settings.id_style, self._request_id, self.index, part.index)
+                        part = msgspec.structs.replace(part, id=own_id)
+            elif isinstance(part, BrokenToolCall):
+                self._broken += 1
+            completed.append(part)
+        return completed
+
+
+def _tag_ids(settings: OutputSettings, tokenizer: Tokenizer | None) -> tuple[int | None, int | None]:
+    if settings.reasoning_tags is None or tokenizer is None:
+        return None, None
+    start, end = (tokenizer.encode(tag, add_special_tokens=False) for tag in settings.reasoning_tags)
+    return start[0] if len(start) == 1 else None, end[0] if len(end) == 1 else None
+
+
+_RANKS: Final = {Reasoning: 0, Content: 1, ToolCall: 2, BrokenToolCall: 3}
+
+
+def _groups(parts: Sequence[Part]) -> list[list[Part]]:
+    """The parts, cut where one comes that a delta has before what is there already."""
+    groups: list[list[Part]] = []
+    rank = len(_RANKS)
+    for part in parts:
+        if _RANKS[type(part)] < rank:
+            groups.append([])
+        rank = _RANKS[type(part)]
+        groups[-1].append(part)
+    return groups
+
+
+def _delta(index: int, parts: Sequence[Part]) -> Delta:
+    return Delta(
+        index,
+        "".join([part.text for part in parts if isinstance(part, Content)]),
+        reasoning="".join([part.text for part in parts if isinstance(part, Reasoning)]),
+        tool_calls=tuple(part for part in parts if isinstance(part, ToolCall)),
+        broken=tuple(part for part in parts if isinstance(part, BrokenToolCall)),
+    )

@@ -1,0 +1,140 @@
+"""Tools of a chat request: what the client lets the model call, what the model is held to, and how its output is read.
+
+The order of precedence of a constraint is vLLM's: a demanded tool call goes before `response_format`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+from .._errors import MalformedRequestError
+from .._events import Constraint
+from .._parts import OutputSettings
+from ..text import formats
+from .endpoint import Asked
+from .fields import bool_field, range_error, type_error
+
+_KINDS: Final = ("none", "auto", "required")
+_USAGE: Final = '{"type": "function", "function": {"name": "my_function"}}'
+
+
+class ToolChoice(msgspec.Struct, frozen=True):
+    """Whether tools may or must be called. `name` is the function that a client named, for which the kind is "named"."""
+
+    kind: Literal["none", "auto", "required", "named"]
+    name: str = ""
+
+    @property
+    def forces_call(self) -> bool:
+        """Whether the client demands a call."""
+        return self.kind in ("required", "named")
+
+
+def decode_tools(value: Any) -> list[dict[str, Any]] | None:
+    """Tool definitions, checked, as they came."""
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise type_error("tools", "list_type", "Input should be a valid list")
+    if not value:
+        raise MalformedRequestError("tools must not be an empty list; leave it out instead", param="tools")
+    for place, tool in enumerate(value):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict):
+            raise type_error(f"tools.{place}.function", "missing", "Field required")
+        if not isinstance(function.get("name"), str):
+            raise type_error(f"tools.{place}.function.name", "missing", "Field required")
+        if not isinstance(function.get("parameters"), dict | None):
+            raise type_error(f"tools.{place}.function.parameters", "dict_type", "Input should be a valid dictionary")
+    return value
+
+
+def template_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Tools as vLLM hands them to a template: type and function first, missing keys as explicit nulls, others dropped."""
+    if tools is None:
+        return None
+    return [
+        {"type": "function", "function": {key: tool["function"].get(key) for key in ("name", "description", "parameters")}}
+        for tool in tools
+    ]
+
+
+def decode_tool_choice(fields: Mapping[str, Any], tools: Sequence[Mapping[str, Any]] | None) -> ToolChoice:
+    """The choice; an absent one is "auto" when there are tools, and null is "none" (observed on vLLM 0.33)."""
+    choice = fields.get("tool_choice", "auto" if tools else "none")
+    if choice is None or choice == "none":
+        return ToolChoice("none")
+    if not tools:
+        raise range_error("tool_choice", "When using `tool_choice`, `tools` must be set.")
+    if isinstance(choice, str):
+        if choice not in _KINDS:
+            raise range_error(
+                "tool_choice",
+                'Invalid value for `tool_choice`! Only named tools, "none", "auto" or "required" are supported.',
+            )
+        return ToolChoice(choice)  # type: ignore[arg-type]
+    function = choice.get("function") if isinstance(choice, dict) else None
+    if not isinstance(function, dict):
+        raise range_error("tool_choice.function", f"Invalid value for `function` in `tool_choice`! Correct usage: `{_USAGE}`")
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        raise range_error("tool_choice.function.name", f"Expected field `name` in `function` in `tool_choice`! Correct usage: `{_USAGE}`")
+    if all(tool["function"]["name"] != name for tool in tools):
+        raise range_error("tool_choice", "The tool specified in `tool_choice` does not match any of the specified `tools`")
+    return ToolChoice("named", name)
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """What follows of tools and formats for a request: its constraint, None for that of its own, and how the answer is read."""
+
+    output: OutputSettings | None = None
+    constraint: Constraint | None = None
+    keeps_special_tokens: bool = False
+    thinks: bool = False
+
+
+def decode_reading(
+    fields: Mapping[str, Any],
+    asked: Asked,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None,
+    choice: ToolChoice,
+    prompt_text: str,
+    template_kwargs: Mapping[str, Any],
+) -> Reading:
+    """How the answer to this prompt is read. Raises MalformedRequestError for tools that nothing here can tell from text."""
+    tool_format, reasoning = asked.tool_format, asked.reasoning_format
+    parallel = bool_field(fields, "parallel_tool_calls", True)
+    shows_reasoning = bool_field(fields, "include_reasoning", True)
+    if choice.kind == "auto" and tool_format is None:
+        raise MalformedRequestError('"auto" tool choice requires a tool-call parser: --tool-call-parser, or one that the server tells of')
+    called = tools if choice.kind != "none" else None
+    begins_inside = reasoning is not None and reasoning.begins_inside(prompt_text, template_kwargs)
+    constraint = None
+    if called:
+        tag = formats.constrain(tool_format, called, choice.kind, choice.name, parallel=parallel)
+        constraint = tag and Constraint(kind=tag[0], value=tag[1])
+    if not called and reasoning is None:
+        return Reading()
+    output = OutputSettings(
+        make_parser=lambda: formats.make_parser(
+            tools=tool_format if called else None,
+            reasoning=reasoning,
+            begins_inside=begins_inside,
+            definitions=called or (),
+            parallel=parallel,
+            forced=choice.name,
+        ),
+        id_style=tool_format.id_style if tool_format is not None else "openai",
+        reasoning_tags=(reasoning.start, reasoning.end) if reasoning is not None else None,
+        begins_inside=begins_inside,
+        hides_reasoning=not shows_reasoning,
+        finishes_with_tool_calls=choice.kind != "named",
+    )
+    keeps = (reasoning is not None and reasoning.keeps_special_tokens) or (
+        called is not None and tool_format is not None and tool_format.keeps_special_tokens
+    )
+    return Reading(output=output, constraint=constraint, keeps_special_tokens=keeps, thinks=begins_inside)
