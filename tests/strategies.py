@@ -275,6 +275,9 @@ def as_read(adapter: Adapter, request: InferenceRequest) -> InferenceRequest:
         changed["temperature"] = 1.0  # always sent
     if sampling.max_tokens is None and adapter.default_max_tokens is not None:
         changed["max_tokens"] = adapter.default_max_tokens  # what the server takes it for
+    if sampling.prompt_logprobs is not None and adapter.dialect.startswith("sglang."):
+        # One number for both: as many of the likeliest, and those of the output come besides.
+        changed["prompt_logprobs"] = changed["logprobs"] = max(sampling.logprobs or 0, sampling.prompt_logprobs)
     constraint = sampling.constraint
     if constraint is not None and constraint.kind == "choice" and "constraint.choice" in adapter.emulates:
         changed["constraint"] = Constraint(kind="regex", value=regex_of_choices(constraint.value))

@@ -22,6 +22,7 @@ from gaie_codec import (
     Media,
     ModelInfo,
     PromptEvent,
+    PromptLogprob,
     RequestError,
     ResponseHead,
     SamplingParams,
@@ -559,10 +560,11 @@ def examples_of(adapter):
         elif "prompt_text" in adapter.carries:
             requests.append(msgspec.structs.replace(asking, prompt_text="p"))
     entry = TokenLogprob(token_id=1, logprob=0.5, top=((1, 0.5),))
-    said = {"index": 1, "choice_id": "a", "token_ids": [1], "logprobs": (entry,)}
+    known = PromptLogprob(token_id=1, logprob=0.5, rank=1, top=((1, 0.5),))
+    said = {"index": 1, "choice_id": "a", "token_ids": [1], "logprobs": (entry,), "prompt_logprobs": (known,)}
     said |= {f"{what}_tokens": 5 for what in ("prompt", "completion", "cached", "reasoning")}
     events = [
-        PromptEvent(prompt_tokens=5),
+        PromptEvent(prompt_tokens=5, prompt_logprobs=(known,)),
         ErrorEvent(code=Code.UNAVAILABLE, message="m", index=1),
         *(TokensEvent(**said, text=text) for text in (None, "t")),
         *(FinishEvent(**said, text=text, matched_stop=stop, kv_transfer_params='{"a":1}') for text in (None, "t") for stop in (5, "s")),
@@ -588,7 +590,7 @@ def test_every_field_that_is_read_is_written(transcoder):
             for lists in (NOT_READ, NOT_WRITTEN)
         )
         if "logprobs" not in adapter.carries:
-            unwritten.add("sampling_params.logprobs")  # where no answer would show them
+            unwritten |= {"sampling_params.logprobs", "sampling_params.prompt_logprobs"}  # where no answer would show them
         if "stop" not in adapter.sends:
             unwritten.add("stopping.stop_strings")  # where a server would not live through them
         missing = leaves(descriptor, unread_here | unwritten) - paths

@@ -219,7 +219,7 @@ def test_kv_transfer_params_that_are_not_json_are_malformed(text):
 
 
 NOT_YET = {
-    "intree-0.14.0": {"n", "logprobs", "kv_transfer_params", "data_parallel_rank"},
+    "intree-0.14.0": {"n", "logprobs", "prompt_logprobs", "kv_transfer_params", "data_parallel_rank"},
     "smg-0.4.4": {"kv_transfer_params", "data_parallel_rank"},
     "smg-0.4.8": {"kv_transfer_params", "data_parallel_rank"},
 }
@@ -231,7 +231,7 @@ def test_what_older_snapshots_do_not_carry():
         assert adapter.carries <= NEW.carries
         assert not carries(adapter, "bad_words")
         assert not carries(adapter, "allowed_token_ids")
-        assert not adapter.carries & {"priority", "cache_salt", "lora_name", "prompt_logprobs"}
+        assert not adapter.carries & {"priority", "cache_salt", "lora_name"}
 
 
 def test_paths():

@@ -23,6 +23,8 @@ META = {
     "reasoning_tokens": "1",
     "output_token_logprobs": "[[-0.5,3,null]]",
     "output_top_logprobs": "[[[-0.5,3,null]]]",
+    "input_token_logprobs": "[[null,3,null],[-0.5,3,null]]",
+    "input_top_logprobs": "[null,[[-0.5,3,null]]]",
 }
 """What sglang.runtime tells in a map of JSON texts."""
 
@@ -166,7 +168,6 @@ _REF = "The prompt's media are what the client sent, without hints how to cut th
 _MANY = "One prompt a call."
 _HIDDEN = "OpenAI's API has no hidden states."
 _DISAGGREGATION = "Whoever pairs servers up for prefill and decode sets it; no request does."
-_PROMPT_LOGPROBS = "No endpoint shows log probabilities of the prompt yet."
 _BY_IDS = "Log probabilities of given ids: no endpoint asks for them."
 _OPAQUE = "Opaque to OpenAI's API, and of one server only."
 _REASONING = "For reasoning models: no reasoning parser yet."
@@ -195,8 +196,6 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "media_refs": "Text only.",
         },
         "GenerateResponse": {
-            "chunk.input_logprobs": _PROMPT_LOGPROBS,
-            "complete.input_logprobs": _PROMPT_LOGPROBS,
             "complete.kv_transfer_params": "The typed form of kv_transfer_params_json, which says more.",
             "complete.spec_accepted_tokens": _SPECULATION,
             "complete.spec_draft_tokens": _SPECULATION,
@@ -211,7 +210,7 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "engine_reasoning_gate": _REASONING,
             "decoding.bad_words_token_ids": "bad_words are texts, and vLLM makes of each two lists of ids, which this gateway does not.",
             "stopping.thinking_token_budget": _REASONING,
-            "response.prompt_token_ids": "The gateway has them.",
+            "response.prompt_token_ids": "The gateway has them; they come with log probabilities of the prompt.",
             "response.output_text": "Always asked for: the gateway needs the text.",
             "response.prompt_candidates.token_ids.ids": _BY_IDS,
             "response.output_candidates.token_ids.ids": _BY_IDS,
@@ -224,12 +223,9 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             },
         },
         "GenerateResponse": {
-            "prompt_info.token_ids": "The gateway has them.",
-            "prompt_info.logprobs": _PROMPT_LOGPROBS,
-            "prompt_info.ranks": _PROMPT_LOGPROBS,
-            "prompt_info.candidate_tokens": _PROMPT_LOGPROBS,
             "outputs.ranks": "OpenAI's API has no ranks.",
             "outputs.candidate_tokens.tokens.rank": "OpenAI's API has no ranks.",
+            "prompt_info.candidate_tokens.tokens.rank": "Their order says it.",
             "outputs.sampling_mask": _WHOLE_MESSAGES,
             "outputs.finish_info.ec_transfer_params": _DISAGGREGATION,
         },
@@ -252,10 +248,8 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "GenerateResponse": {
             "request_id": "The call says which request it is.",
             "chunk.hidden_states": _HIDDEN,
-            "chunk.input_logprobs": _PROMPT_LOGPROBS,
             "chunk.output_logprobs.token_ids_logprobs": _BY_IDS,
             "complete.all_hidden_states": _HIDDEN,
-            "complete.input_logprobs": _PROMPT_LOGPROBS,
             "complete.output_logprobs.token_ids_logprobs": _BY_IDS,
             "complete.spec_accepted_tokens": _SPECULATION,
             "complete.spec_draft_tokens": _SPECULATION,
@@ -315,8 +309,8 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "frame.meta_info.finish_reason.abort.err_type": "The status says what kind it is.",
             "frame.meta_info.output_token_logprobs.entries.text": "Ids are detokenized by the gateway.",
             "frame.meta_info.output_top_logprobs.row.entries.text": "Ids are detokenized by the gateway.",
-            "frame.meta_info.input_token_logprobs": _PROMPT_LOGPROBS,
-            "frame.meta_info.input_top_logprobs": _PROMPT_LOGPROBS,
+            "frame.meta_info.input_token_logprobs.entries.text": "Ids are detokenized by the gateway.",
+            "frame.meta_info.input_top_logprobs.row.entries.text": "Ids are detokenized by the gateway.",
             "frame.meta_info.output_token_ids_logprobs": _BY_IDS,
             "frame.meta_info.input_token_ids_logprobs": _BY_IDS,
             "frame.meta_info.hidden_states": _HIDDEN,
@@ -327,16 +321,13 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
 }
 """By dialect and names of messages."""
 
-_NO_PROMPT_LOGPROBS = "Prompt log probabilities are refused by name: no endpoint shows them."
 _ONE_OF_TWO = "The other form of the same is sent."
 _ONE_CALL = "One choice a call: others are calls of their own."
 NOT_WRITTEN: Mapping[str, Mapping[str, Mapping[str, str]]] = {
-    "vllm.engine": {"GenerateRequest": {"sampling_params.prompt_logprobs": _NO_PROMPT_LOGPROBS}},
+    "vllm.engine": {},
     "vllm.inference": {
         "GenerateRequest": {
-            "response.prompt_logprobs": _NO_PROMPT_LOGPROBS,
-            "response.prompt_candidates.top_n": _NO_PROMPT_LOGPROBS,
-            "response.prompt_candidates.all": _NO_PROMPT_LOGPROBS,
+            "response.prompt_candidates.all": "The number that is asked for is sent.",
             "response.output_candidates.all": "The number that is asked for is sent.",
             "sampling.num_sequences": _ONE_CALL,
             "media.raw_bytes": "Media go by URL.",
@@ -346,7 +337,6 @@ NOT_WRITTEN: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "sglang.scheduler": {"GenerateRequest": {"sampling_params.stop": "The scheduler refuses stop strings; the gateway matches them."}},
     "sglang.runtime": {
         "GenerateRequest TextGenerateRequest": {
-            "logprob_start_len": _NO_PROMPT_LOGPROBS,
             "sampling_params.guided_decoding.json_schema": _ONE_OF_TWO,
             "sampling_params.guided_decoding.regex": _ONE_OF_TWO,
         }
@@ -358,7 +348,6 @@ NOT_WRITTEN: Mapping[str, Mapping[str, Mapping[str, str]]] = {
                 for kind in ("image", "video", "audio")
                 for place in ("item.ref.detail", "item.ref.url", "item.source", "many.items.item.source")
             },
-            "logprob_start_len.one": _NO_PROMPT_LOGPROBS,
             "rid.many.items": _MANY,
             "text.many.items": _MANY,
             "cache_salt.many.items": _MANY,
@@ -382,6 +371,7 @@ _TOGETHER = {
     "sglang.grpc.scheduler.GenerateResponse": (
         'error { http_status_code: "503" message: "m" }',
         "complete { output_logprobs { token_ids: 1 token_logprobs: 1 top_logprobs { token_ids: 1 values: 1 } } }",
+        "complete { input_logprobs { token_ids: 1 token_logprobs { value: 1 } top_logprobs { token_ids: 1 values: 1 } } }",
     ),
     "sglang.grpc.scheduler.GenerateRequest": ("return_logprob: true logprob_start_len: -1",),
     "sglang.api.v1.GenerateRequest": ("return_logprob { one: true } logprob_start_len { one: -1 }",),

@@ -143,6 +143,7 @@ class _Progress:
             "prompt_tokens": reader.prompt_tokens,
             "cached_tokens": reader.cached_tokens,
             "reasoning_tokens": event.reasoning_tokens,
+            "prompt_logprobs": reader.prompt_logprobs,
         }
         text = self.text
         if text is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ._events import Event, FinishEvent, InferenceRequest, PromptEvent, TokenLogprob, TokensEvent
+from ._events import Event, FinishEvent, InferenceRequest, PromptEvent, PromptLogprob, TokenLogprob, TokensEvent
 
 if TYPE_CHECKING:
     from .adapters.base import Convention
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 class _Told:
     """All that one choice has gained, and what of it came last."""
 
-    __slots__ = ("last", "logprobs", "text", "token_ids")
+    __slots__ = ("is_told", "last", "logprobs", "text", "token_ids")
 
     def __init__(self, index: int) -> None:
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.text = ""
+        self.is_told = False  # anything of it, and with that of the prompt
         self.last = TokensEvent(index=index)
 
     def add(self, gained: TokensEvent) -> None:
@@ -49,19 +50,19 @@ class Teller:
         self._announced = False
         self._told: dict[int, _Told] = {}
 
-    def begin(self, prompt_tokens: int) -> list[Event]:
+    def begin(self, prompt_tokens: int, prompt_logprobs: tuple[PromptLogprob, ...] = ()) -> list[Event]:
         """What comes before all tokens. `gain` and `finish` say it where it was not said."""
         if self._announced or not self._announces:
             return []
         self._announced = True
-        return [PromptEvent(prompt_tokens=prompt_tokens)]
+        return [PromptEvent(prompt_tokens=prompt_tokens, prompt_logprobs=prompt_logprobs)]
 
     def gain(self, event: TokensEvent) -> list[Event]:
         """New tokens of a choice, as a delta: ids, text and log probabilities that nobody was told before."""
         told = self._add(event)
         if not self._streams:
             return []
-        return [*self.begin(event.prompt_tokens), self._shaped(event, told)]
+        return [*self.begin(event.prompt_tokens, event.prompt_logprobs), self._shaped(event, told)]
 
     def finish(self, event: FinishEvent, *, last: TokensEvent | None = None) -> list[Event]:
         """The end of a choice, `event` without tokens of its own.
@@ -75,7 +76,7 @@ class Teller:
         convention = self._convention
         if not self._streams:
             return [self._ended(event, told.whole(), told)]
-        events = self.begin(event.prompt_tokens)
+        events = self.begin(event.prompt_tokens, event.prompt_logprobs)
         nothing = TokensEvent(index=event.index)
         if convention.joins_finish:
             return [*events, self._ended(event, told.whole() if convention.is_cumulative else last or nothing, told)]
@@ -92,12 +93,14 @@ class Teller:
     def _shaped(self, event: TokensEvent, told: _Told) -> TokensEvent:
         convention = self._convention
         said = told.whole() if convention.is_cumulative else event
+        is_first, told.is_told = not told.is_told, True
         return msgspec.structs.replace(
             event,
             choice_id=self._choice_id(event.index),
             token_ids=said.token_ids,
             text=(said.text or "") if self._sends_text else None,
             logprobs=said.logprobs,
+            prompt_logprobs=event.prompt_logprobs if (is_first or convention.is_cumulative) and not self._announces else (),
             is_cumulative=convention.is_cumulative,
             prompt_tokens=0 if self._announces else event.prompt_tokens,
             completion_tokens=len(told.token_ids if convention.counts == "total" else event.token_ids),
@@ -112,6 +115,7 @@ class Teller:
             token_ids=said.token_ids,
             text=(said.text or "") if self._sends_text else None,
             logprobs=said.logprobs,
+            prompt_logprobs=() if self._announces else event.prompt_logprobs,
             is_delta=convention.joins_finish and not convention.is_cumulative,
             prompt_tokens=0 if self._announces else event.prompt_tokens,
             completion_tokens=len(told.token_ids if counts_all else said.token_ids),

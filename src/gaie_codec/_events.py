@@ -93,18 +93,30 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class PromptLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """The log probability of one token of the prompt, None for the first, and of the likeliest at its place as (token id, log
+    probability). `rank` is its place among all tokens, 1 for the likeliest, 0 where the server does not tell."""
+
+    token_id: int
+    logprob: float | None = None
+    rank: int = 0
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class PromptEvent(msgspec.Struct, frozen=True, kw_only=True):
     """The server has taken the prompt in. Nothing is generated yet."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
 
 
 class TokensEvent(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that one choice gained.
 
     `text` is None from servers that send ids only. With `is_cumulative` ids, text and logprobs are those of the choice so far.
-    `completion_tokens` is as reported: some servers count this message, some the choice so far (`Adapter.counts`).
+    `completion_tokens` is as reported: some servers count this message, some the choice so far (`Adapter.counts`). `prompt_logprobs`, of
+    all tokens of the prompt, come once or in every message.
     """
 
     index: int = 0
@@ -117,6 +129,7 @@ class TokensEvent(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
 
 
 class FinishEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +152,7 @@ class FinishEvent(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
     kv_transfer_params: str = ""  # JSON text
 
 

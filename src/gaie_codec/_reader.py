@@ -22,7 +22,7 @@ from ._errors import (
     UsageError,
     as_code,
 )
-from ._events import BodyEvent, ErrorEvent, Event, FinishEvent, PromptEvent, TokensEvent
+from ._events import BodyEvent, ErrorEvent, Event, FinishEvent, PromptEvent, PromptLogprob, TokensEvent
 from ._framing import FrameDecoder
 from ._metadata import Headers, as_mapping, check_headers, decode_status
 from ._state import Input, State, next_state
@@ -49,6 +49,7 @@ class CallReader:
         "eof",
         "frames",
         "parse",
+        "prompt_logprobs",
         "prompt_tokens",
         "reasoning_tokens",
         "response_type",
@@ -61,6 +62,7 @@ class CallReader:
         self.eof = False
         self.choices = choices
         self.prompt_tokens = 0
+        self.prompt_logprobs: tuple[PromptLogprob, ...] = ()
         self.cached_tokens = 0
         self.reasoning_tokens = 0
         self.frames = FrameDecoder(max_message_bytes=max_message_bytes)
@@ -191,6 +193,8 @@ class CallReader:
     def _see_prompt(self, event: PromptEvent | TokensEvent | FinishEvent) -> None:
         if event.prompt_tokens:
             self.prompt_tokens = event.prompt_tokens
+        if event.prompt_logprobs:
+            self.prompt_logprobs = event.prompt_logprobs
         if event.cached_tokens > self.cached_tokens:
             self.cached_tokens = event.cached_tokens
         if not isinstance(event, PromptEvent) and event.reasoning_tokens > self.reasoning_tokens:

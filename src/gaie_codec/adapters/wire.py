@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from .._errors import MalformedMessageError, MalformedRequestError
-from .._events import TokenLogprob
+from .._events import PromptLogprob, TokenLogprob
 
 MAX_INTEGER: Final = 2**53 - 1
 """What a Struct holds exactly: its numbers are doubles."""
@@ -43,6 +43,41 @@ def decode_logprobs(message: Any) -> tuple[TokenLogprob, ...]:
         )
         for place, (token_id, value) in enumerate(zip(token_ids, values, strict=True))
     )
+
+
+def encode_prompt_logprobs(logprobs: Sequence[PromptLogprob], message: Any) -> None:
+    """Into a message with the same columns, of which that of the values may be unset."""
+    for entry in logprobs:
+        value = message.token_logprobs.add()
+        if entry.logprob is not None:
+            value.value = entry.logprob
+        message.token_ids.append(entry.token_id)
+        top = message.top_logprobs.add()
+        top.token_ids.extend(token_id for token_id, _ in entry.top)
+        top.values.extend(value for _, value in entry.top)
+
+
+def decode_prompt_logprobs(message: Any, *, is_cut: bool) -> tuple[PromptLogprob, ...]:
+    """The inverse. `is_cut` is as for `rank_among`. Raises MalformedMessageError for columns of different lengths."""
+    token_ids, values, tops = message.token_ids, message.token_logprobs, message.top_logprobs
+    if len(token_ids) != len(values):
+        raise MalformedMessageError(f"input_logprobs: {len(values)} token_logprobs for {len(token_ids)} token_ids")
+    entries = []
+    for place, (token_id, value) in enumerate(zip(token_ids, values, strict=True)):
+        top = tuple(zip(tops[place].token_ids, tops[place].values, strict=False)) if place < len(tops) else ()
+        logprob = value.value if value.HasField("value") else None
+        entries.append(PromptLogprob(token_id=token_id, logprob=logprob, rank=rank_among(token_id, top, is_cut=is_cut), top=top))
+    return tuple(entries)
+
+
+def rank_among(token_id: int, top: Sequence[tuple[int, float]], *, is_cut: bool = False) -> int:
+    """The rank of a token among the likeliest, 0 where it is unknown. `is_cut` says that the list holds the token in any case, in the
+    place of the last of the likeliest: then the lowest rank of the list may be any that is lower."""
+    own = next((value for other, value in top if other == token_id), None)
+    if own is None:
+        return 0
+    rank = sum(value >= own for _, value in top)
+    return 0 if is_cut and rank == len(top) else rank
 
 
 def check_json(text: str, field: str) -> str:

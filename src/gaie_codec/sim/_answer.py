@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Final
 
-from .. import FinishEvent, InferenceRequest, ModelInfo, TokenLogprob, TokensEvent
+from .. import FinishEvent, InferenceRequest, ModelInfo, PromptLogprob, TokenLogprob, TokensEvent
 from ..text import StopMatcher, Tokenizer
 from ._front import Habits, Step
 from ._script import Script
@@ -41,6 +41,7 @@ class Answer:
         self._script = script
         self._stream = request.stream
         self._prompt_tokens = len(prompt_token_ids)
+        self.prompt_logprobs = _prompt_logprobs(request, prompt_token_ids, script, model)
         self._empty_chunks = script.empty_chunks if request.stream else 0
         self._choices = [
             _Choice(index, request, prompt, prompt_token_ids, script, tokenizer, model, habits) for index in range(request.sampling.n)
@@ -102,6 +103,7 @@ class Answer:
             logprobs=choice.logprobs(choice.delta),
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._script.cached_tokens,
+            prompt_logprobs=self.prompt_logprobs,
         )
 
     def _end(self, choice: _Choice) -> FinishEvent:
@@ -111,6 +113,7 @@ class Answer:
             matched_stop=choice.matched_stop,
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._script.cached_tokens,
+            prompt_logprobs=self.prompt_logprobs,
         )
 
 
@@ -186,10 +189,8 @@ class _Choice:
             return ()
         entries = []
         for token_id in token_ids:
-            value = self._script.logprob if self._script.logprob is not None else -(token_id % 16) / 16
-            # vLLM puts the sampled token before the others, also when no others are asked for.
-            top = tuple(((token_id + place) % self._vocab_size, value - place) for place in range(1, wanted))
-            entries.append(TokenLogprob(token_id=token_id, logprob=value, top=((token_id, value), *top)))
+            value, top = _made_up(token_id, wanted, self._script, self._vocab_size)
+            entries.append(TokenLogprob(token_id=token_id, logprob=value, top=top))
         return tuple(entries)
 
     def _end_at(self, token_id: int) -> None:
@@ -287,6 +288,26 @@ class _Choice:
                     yield eos
                 elif not self._params.ignore_eos:
                     return
+
+
+def _made_up(token_id: int, wanted: int, script: Script, vocab_size: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+    value = script.logprob if script.logprob is not None else -(token_id % 16) / 16
+    # vLLM puts the token itself before the others, also when no others are asked for.
+    return value, ((token_id, value), *(((token_id + place) % vocab_size, value - place) for place in range(1, wanted)))
+
+
+def _prompt_logprobs(
+    request: InferenceRequest, prompt_token_ids: Sequence[int], script: Script, model: ModelInfo
+) -> tuple[PromptLogprob, ...]:
+    """Likewise for the prompt, whose first token has none."""
+    wanted = request.sampling.prompt_logprobs
+    if wanted is None:
+        return ()
+    entries = [PromptLogprob(token_id=token_id) for token_id in prompt_token_ids[:1]]
+    for token_id in prompt_token_ids[1:]:
+        value, top = _made_up(token_id, wanted, script, model.vocab_size)
+        entries.append(PromptLogprob(token_id=token_id, logprob=value, rank=1, top=top))
+    return tuple(entries)
 
 
 def _friendly_text(prompt: str, index: int) -> str:

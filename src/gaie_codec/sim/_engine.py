@@ -108,7 +108,7 @@ class Engine:
                 await send(event)
             return
         self._prompt_tokens[abort] = prompt_tokens
-        for event in front.begin(script, prompt_tokens):
+        for event in front.begin(script, prompt_tokens, answer.prompt_logprobs):
             await send(event)
         sent = 0
         while not answer.finished and not _is_due(script, sent):

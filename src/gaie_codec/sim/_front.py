@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
-from .. import BodyEvent, CodecError, ErrorEvent, FinishEvent, InferenceRequest, MalformedRequestError, ModelInfo, PromptEvent, TokensEvent
+from .. import (
+    BodyEvent,
+    CodecError,
+    ErrorEvent,
+    FinishEvent,
+    InferenceRequest,
+    MalformedRequestError,
+    ModelInfo,
+    PromptEvent,
+    PromptLogprob,
+    TokensEvent,
+)
 from .._conventions import Teller
 from ._script import Script
 
@@ -66,10 +77,10 @@ class Front:
         """How this server tells; of servers that come in two kinds, the kind that the script chose."""
         return self.adapter.convention
 
-    def begin(self, script: Script, prompt_tokens: int) -> Sequence[Event]:
+    def begin(self, script: Script, prompt_tokens: int, prompt_logprobs: tuple[PromptLogprob, ...] = ()) -> Sequence[Event]:
         """What comes before all tokens."""
         self.teller = Teller(self.convention(script), self.request, sends_text=self.habits.sends_text)
-        return self.teller.begin(prompt_tokens)
+        return self.teller.begin(prompt_tokens, prompt_logprobs)
 
     def tell(self, step: Step) -> Sequence[Event]:
         """What the step is told as; for a request without `stream` nothing until choices end."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from .. import BodyEvent, Code, CodecError, FinishEvent, InferenceRequest, ModelInfo, TokensEvent
+from .. import BodyEvent, Code, CodecError, FinishEvent, InferenceRequest, ModelInfo, PromptLogprob, TokensEvent
 from ._engine import StatusError
 from ._front import SGLANG, Event, Front, Step
 from ._services import Method
@@ -52,7 +52,7 @@ class _Front(Front):
         check_prompt(token_ids, model)
         check_length(self.request.sampling, token_ids, model)
 
-    def begin(self, script: Any, prompt_tokens: int) -> Sequence[Event]:
+    def begin(self, script: Any, prompt_tokens: int, prompt_logprobs: tuple[PromptLogprob, ...] = ()) -> Sequence[Event]:
         self._counts["prompt_tokens"] += prompt_tokens
         self._counts["cached_tokens"] += script.cached_tokens
         return ()

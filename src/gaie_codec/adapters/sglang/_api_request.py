@@ -40,6 +40,7 @@ _FIELDS = {
     "logit_bias": "sampling_params.one.logit_bias",
     "seed": "sampling_params.one.sampling_seed",
     "logprobs": "top_logprobs_num.one",
+    "prompt_logprobs": "logprob_start_len.one",
     "constraint.json_schema": "sampling_params.one.json_schema",
     "constraint.regex": "sampling_params.one.regex",
     "constraint.grammar": "sampling_params.one.ebnf",
@@ -57,7 +58,7 @@ _MEDIA_FIELDS = {"image": "image_data", "video": "video_data", "audio": "audio_d
 _MEDIA_ITEMS = [f"{field}.{item}" for field in _MEDIA_FIELDS.values() for item in ("item", "many.items.item")]
 _ALSO_READ = frozenset(
     (
-        *("return_logprob.one", "logprob_start_len.one", "sampling_params.one.n", "sampling_params.one.stop"),
+        *("return_logprob.one", "sampling_params.one.n", "sampling_params.one.stop"),
         *(f"{item}.{name}" for item in _MEDIA_ITEMS for name in ("source", "ref.url", "ref.detail")),
     )
 )
@@ -79,9 +80,11 @@ def coder(request_type: Any) -> RequestCoder:
             message.text.one = request.prompt_text
         message.stream = request.stream
         encode_sampling(params, message.sampling_params.one)
-        if params.logprobs is not None:
+        if params.logprobs is not None or params.prompt_logprobs is not None:
             message.return_logprob.one = True
-            message.top_logprobs_num.one = params.logprobs
+            message.top_logprobs_num.one = max(params.logprobs or 0, params.prompt_logprobs or 0)
+        if params.prompt_logprobs is not None:
+            message.logprob_start_len.one = 0
         for media in request.media:
             ref = getattr(message, _MEDIA_FIELDS[media.kind]).many.items.add().item.ref
             ref.url = media.url

@@ -34,6 +34,7 @@ _FIELDS = {
     "ignore_eos": "sampling_params.ignore_eos",
     "n": "sampling_params.n",
     "logprobs": "top_logprobs_num",
+    "prompt_logprobs": "logprob_start_len",
     "seed": "sampling_params.seed",
     "constraint.json_schema": "sampling_params.json_schema",
     "constraint.regex": "sampling_params.regex",
@@ -51,9 +52,7 @@ _EMULATED = {
     "constraint.json_object": "sampling_params.json_schema",
     "constraint.choice": "sampling_params.regex",
 }
-_ALSO_READ = frozenset(
-    ("text", "return_logprob", "logprob_start_len", "return_text", "video_data", "audio_data", "sampling_params.guided_decoding")
-)
+_ALSO_READ = frozenset(("text", "return_logprob", "return_text", "video_data", "audio_data", "sampling_params.guided_decoding"))
 _MEDIA_FIELDS = {"image": "image_data", "video": "video_data", "audio": "audio_data"}
 _INT32 = (0, 2**31 - 1)
 
@@ -77,9 +76,11 @@ def coder(request_type: Any, text_request_type: Any) -> RequestCoder:
         params = request.sampling
         encode_sampling(params, message.sampling_params)
         message.stream = request.stream
-        if params.logprobs is not None:
+        if params.logprobs is not None or params.prompt_logprobs is not None:
             message.return_logprob = True
-            message.top_logprobs_num = params.logprobs
+            message.top_logprobs_num = max(params.logprobs or 0, params.prompt_logprobs or 0)
+        if params.prompt_logprobs is not None:
+            message.logprob_start_len = 0
         message.rid = request.request_id
         if request.lora_name:
             message.lora_path = request.lora_name

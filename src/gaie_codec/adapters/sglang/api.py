@@ -8,15 +8,15 @@ means 128.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ..._errors import UsageError, code_from_server_status, server_status_from_code
-from ..._events import ErrorEvent, Event, FinishEvent, ModelInfo, TokenLogprob, TokensEvent
+from ..._events import ErrorEvent, Event, FinishEvent, ModelInfo, PromptLogprob, TokenLogprob, TokensEvent
 from ..base import Adapter, Convention, find_abort, trace_metadata
-from ..wire import decode_json_object
+from ..wire import decode_json_object, rank_among
 from ._api_request import DEFAULT_MAX_TOKENS, coder
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             "completion_tokens": meta.completion_tokens,
             "cached_tokens": meta.cached_tokens if has_cached_tokens else 0,
             "reasoning_tokens": meta.reasoning_tokens if has_cached_tokens else 0,
+            "prompt_logprobs": _decode_prompt(meta),
         }
         reason = meta.finish_reason.WhichOneof("kind")
         if reason is None:
@@ -95,7 +96,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
         if has_cached_tokens:
             meta.cached_tokens = event.cached_tokens
             meta.reasoning_tokens = event.reasoning_tokens
-        _encode_logprobs(event.logprobs, meta)
+        _encode_logprobs(event.logprobs, meta.output_token_logprobs, meta.output_top_logprobs)
+        _encode_logprobs(event.prompt_logprobs, meta.input_token_logprobs, meta.input_top_logprobs)
         if isinstance(event, FinishEvent):
             _encode_finish(event, meta.finish_reason)
         return message
@@ -174,21 +176,31 @@ def adapter(snapshot: Snapshot) -> Adapter:
 
 
 def _decode_logprobs(meta: Any) -> tuple[TokenLogprob, ...]:
-    tops = meta.output_top_logprobs
     return tuple(
-        TokenLogprob(
-            token_id=entry.token_id,
-            logprob=entry.logprob,
-            top=tuple((one.token_id, one.logprob) for one in tops[place].row.entries) if place < len(tops) else (),
-        )
+        TokenLogprob(token_id=entry.token_id, logprob=entry.logprob, top=_decode_top(meta.output_top_logprobs, place))
         for place, entry in enumerate(meta.output_token_logprobs.entries)
     )
 
 
-def _encode_logprobs(logprobs: tuple[TokenLogprob, ...], meta: Any) -> None:
+def _decode_prompt(meta: Any) -> tuple[PromptLogprob, ...]:
+    entries = []
+    for place, entry in enumerate(meta.input_token_logprobs.entries):
+        top = _decode_top(meta.input_top_logprobs, place)
+        logprob = entry.logprob if entry.HasField("logprob") else None
+        entries.append(PromptLogprob(token_id=entry.token_id, logprob=logprob, rank=rank_among(entry.token_id, top), top=top))
+    return tuple(entries)
+
+
+def _decode_top(rows: Any, place: int) -> tuple[tuple[int, float], ...]:
+    return tuple((one.token_id, one.logprob) for one in rows[place].row.entries) if place < len(rows) else ()
+
+
+def _encode_logprobs(logprobs: Sequence[TokenLogprob | PromptLogprob], column: Any, rows: Any) -> None:
     for entry in logprobs:
-        meta.output_token_logprobs.entries.add(token_id=entry.token_id, logprob=entry.logprob)
-        row = meta.output_top_logprobs.add().row
+        told = column.entries.add(token_id=entry.token_id)
+        if entry.logprob is not None:
+            told.logprob = entry.logprob
+        row = rows.add().row
         for token_id, value in entry.top:
             row.entries.add(token_id=token_id, logprob=value)
 

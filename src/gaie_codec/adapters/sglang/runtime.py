@@ -8,17 +8,17 @@ unless the server streams incrementally, several choices share a stream without 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from ..._errors import Code, MalformedMessageError, UsageError, code_from_server_status
-from ..._events import BodyEvent, ErrorEvent, Event, FinishEvent, ModelInfo, TokenLogprob, TokensEvent
+from ..._events import BodyEvent, ErrorEvent, Event, FinishEvent, ModelInfo, PromptLogprob, TokenLogprob, TokensEvent
 from .._loads import sglang_runtime_loads
 from ..base import Adapter, Convention, Passthrough, find_abort
-from ..wire import decode_json, decode_json_object
+from ..wire import decode_json, decode_json_object, rank_among
 from ._bodies import body_fields
 from ._runtime_request import DEFAULT_MAX_TOKENS, coder
 
@@ -78,6 +78,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             "completion_tokens": completion_tokens,
             "cached_tokens": _count(meta, "cached_tokens"),
             "reasoning_tokens": _count(meta, "reasoning_tokens"),
+            "prompt_logprobs": _decode_prompt(meta),
         }
         finish = _finish_of(meta)
         if finish is None:
@@ -122,6 +123,9 @@ def adapter(snapshot: Snapshot) -> Adapter:
         if event.logprobs:
             told["output_token_logprobs"] = [(entry.logprob, entry.token_id, None) for entry in event.logprobs]
             told["output_top_logprobs"] = [[(value, token_id, None) for token_id, value in entry.top] for entry in event.logprobs]
+        if event.prompt_logprobs:
+            told["input_token_logprobs"] = [(entry.logprob, entry.token_id, None) for entry in event.prompt_logprobs]
+            told["input_top_logprobs"] = [[(value, token_id, None) for token_id, value in entry.top] for entry in event.prompt_logprobs]
         for key, value in told.items():
             message.meta_info[key] = msgspec.json.encode(value).decode()
         return message
@@ -282,18 +286,28 @@ def _encode_finish(event: FinishEvent) -> dict[str, Any]:
 
 
 def _decode_logprobs(meta: Mapping[str, str]) -> tuple[TokenLogprob, ...]:
-    if "output_token_logprobs" not in meta:
-        return ()
-    try:
-        rows = _decode_rows(meta["output_token_logprobs"])
-        tops = _decode_tops(meta.get("output_top_logprobs", "[]"))
-    except (msgspec.DecodeError, RecursionError):
-        raise MalformedMessageError("meta_info.output_token_logprobs is not what it should be") from None
     return tuple(
-        TokenLogprob(
-            token_id=token_id,
-            logprob=value if value is not None else float("-inf"),
-            top=tuple((other, low) for low, other, _ in (tops[place] or ()) if low is not None) if place < len(tops) else (),
-        )
-        for place, (value, token_id, _) in enumerate(rows)
+        TokenLogprob(token_id=token_id, logprob=value if value is not None else float("-inf"), top=top)
+        for token_id, value, top in _decode_columns(meta, "output")
     )
+
+
+def _decode_prompt(meta: Mapping[str, str]) -> tuple[PromptLogprob, ...]:
+    return tuple(
+        PromptLogprob(token_id=token_id, logprob=value, rank=rank_among(token_id, top), top=top)
+        for token_id, value, top in _decode_columns(meta, "input")
+    )
+
+
+def _decode_columns(meta: Mapping[str, str], side: str) -> Iterator[tuple[int, float | None, tuple[tuple[int, float], ...]]]:
+    """Ids, their log probabilities and the likeliest at their places, of the output or the input."""
+    if f"{side}_token_logprobs" not in meta:
+        return
+    try:
+        rows = _decode_rows(meta[f"{side}_token_logprobs"])
+        tops = _decode_tops(meta.get(f"{side}_top_logprobs", "[]"))
+    except (msgspec.DecodeError, RecursionError):
+        raise MalformedMessageError(f"meta_info.{side}_token_logprobs is not what it should be") from None
+    for place, (value, token_id, _) in enumerate(rows):
+        top = (tops[place] or ()) if place < len(tops) else ()
+        yield token_id, value, tuple((other, low) for low, other, _ in top if low is not None)

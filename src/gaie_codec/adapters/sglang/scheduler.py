@@ -13,10 +13,28 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..._errors import UsageError, code_from_server_status, server_status_from_code
-from ..._events import Constraint, ErrorEvent, Event, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokensEvent
+from ..._events import (
+    Constraint,
+    ErrorEvent,
+    Event,
+    FinishEvent,
+    InferenceRequest,
+    ModelInfo,
+    PromptLogprob,
+    SamplingParams,
+    TokensEvent,
+)
 from .._loads import sglang_scheduler_loads
 from ..base import Adapter, Convention, existing, find_abort, trace_metadata
-from ..wire import decode_json_object, decode_logit_bias, decode_logprobs, encode_logprobs, regex_of_choices
+from ..wire import (
+    decode_json_object,
+    decode_logit_bias,
+    decode_logprobs,
+    decode_prompt_logprobs,
+    encode_logprobs,
+    encode_prompt_logprobs,
+    regex_of_choices,
+)
 
 if TYPE_CHECKING:
     from ...snapshots import Snapshot
@@ -48,6 +66,7 @@ _FIELDS = {
     "ignore_eos": "sampling_params.ignore_eos",
     "n": "sampling_params.n",
     "logprobs": "top_logprobs_num",
+    "prompt_logprobs": "logprob_start_len",
     "include_stop_str_in_output": "sampling_params.no_stop_trim",
     "logit_bias": "sampling_params.logit_bias",
     "constraint.json_schema": "sampling_params.json_schema",
@@ -64,7 +83,7 @@ _EMULATED = {
     "constraint.choice": "sampling_params.regex",
 }
 _ALSO_READ = frozenset(
-    ("return_logprob", "logprob_start_len", "sampling_params.stop", "tokenized.original_text", "timestamp", "log_metrics")
+    ("return_logprob", "sampling_params.stop", "tokenized.original_text", "timestamp", "log_metrics")
 )  # the last three change nothing in what is generated
 _COUNT = (0, 2**31 - 1)  # uint32 on the wire since smg-0.3.2, int32 in the scheduler
 _POSITIVE_FLOAT = (2.0**-126, 2.0**127)
@@ -101,9 +120,9 @@ def adapter(snapshot: Snapshot) -> Adapter:
         message.request_id = request.request_id
         message.tokenized.input_ids.extend(request.prompt_token_ids)
         _encode_sampling(params, message.sampling_params)
-        message.return_logprob = params.logprobs is not None
+        message.return_logprob = params.logprobs is not None or params.prompt_logprobs is not None
         message.logprob_start_len = -1 if params.prompt_logprobs is None else 0
-        message.top_logprobs_num = params.logprobs or 0
+        message.top_logprobs_num = max(params.logprobs or 0, params.prompt_logprobs or 0)
         if request.lora_name:
             message.lora_id = request.lora_name
         if request.data_parallel_rank is not None:
@@ -139,6 +158,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             completion_tokens=chunk.completion_tokens,
             cached_tokens=chunk.cached_tokens,
             reasoning_tokens=chunk.reasoning_tokens if has_reasoning_tokens else 0,
+            prompt_logprobs=_decode_prompt(chunk),
         )
 
     def decode_complete(complete: Any) -> FinishEvent:
@@ -153,6 +173,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             completion_tokens=complete.completion_tokens,
             cached_tokens=complete.cached_tokens,
             reasoning_tokens=complete.reasoning_tokens if has_reasoning_tokens else 0,
+            prompt_logprobs=_decode_prompt(complete),
         )
 
     def decode_tokens(message: Any) -> tuple[int, list[int]]:
@@ -187,6 +208,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
             part.reasoning_tokens = event.reasoning_tokens
         if event.logprobs:
             encode_logprobs(event.logprobs, part.output_logprobs)
+        if event.prompt_logprobs:
+            encode_prompt_logprobs(event.prompt_logprobs, part.input_logprobs)
         part.index = event.index
         return message
 
@@ -345,6 +368,10 @@ def _decode_constraint(message: Any) -> Constraint | None:
             return Constraint(kind="grammar", value=message.ebnf_grammar)
         case kind:
             return Constraint(kind=kind, value=getattr(message, kind))
+
+
+def _decode_prompt(part: Any) -> tuple[PromptLogprob, ...]:
+    return decode_prompt_logprobs(part.input_logprobs, is_cut=False) if part.HasField("input_logprobs") else ()
 
 
 def _decode_error(error: Any) -> ErrorEvent:

@@ -51,6 +51,7 @@ _FIELDS = {
     "include_stop_str_in_output": "stopping.include_stop_strings",
     "ignore_eos": "stopping.ignore_eos",
     "logprobs": "response.output_logprobs",
+    "prompt_logprobs": "response.prompt_logprobs",
     "skip_special_tokens": "response.skip_special_tokens",
 }
 _EMULATED = {
@@ -63,7 +64,7 @@ _ALSO_READ = frozenset(
         "stopping.stop_strings",
         "response.output_text",
         "response.output_candidates.top_n",
-        "response.prompt_logprobs",
+        "response.prompt_token_ids",
         "response.prompt_candidates.top_n",
         "media.modality",
         "media.data_uri",
@@ -124,6 +125,9 @@ def coder(snapshot: Snapshot, request_type: Any, *, sends_stops: bool) -> Reques
 
     def encode_response_options(request: InferenceRequest, message: Any) -> None:
         params = request.sampling
+        if params.prompt_logprobs is not None:
+            message.prompt_token_ids = message.prompt_logprobs = True
+            message.prompt_candidates.top_n = params.prompt_logprobs
         message.output_text = True
         message.output_token_ids = request.return_token_ids or params.logprobs is not None
         if params.logprobs is not None:

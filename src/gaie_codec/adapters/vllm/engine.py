@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..._errors import UsageError
-from ..._events import Constraint, Event, FinishEvent, InferenceRequest, ModelInfo, SamplingParams, TokensEvent
+from ..._events import Constraint, Event, FinishEvent, InferenceRequest, ModelInfo, PromptLogprob, SamplingParams, TokensEvent
 from .._loads import vllm_engine_loads
 from ..base import Adapter, existing, find_abort, trace_metadata
-from ..wire import check_json, decode_json_object, decode_logprobs, encode_logprobs
+from ..wire import (
+    check_json,
+    decode_json_object,
+    decode_logprobs,
+    decode_prompt_logprobs,
+    encode_logprobs,
+    encode_prompt_logprobs,
+)
 
 if TYPE_CHECKING:
     from ...snapshots import Snapshot
@@ -49,6 +56,7 @@ _FIELDS = {
     "ignore_eos": "sampling_params.ignore_eos",
     "n": "sampling_params.n",
     "logprobs": "sampling_params.logprobs",
+    "prompt_logprobs": "sampling_params.prompt_logprobs",
     "seed": "sampling_params.seed",
     "include_stop_str_in_output": "sampling_params.include_stop_str_in_output",
     "logit_bias": "sampling_params.logit_bias",
@@ -99,7 +107,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
 
     sends = existing(request_type, _FIELDS)
     # Without an index in the response several choices cannot be told apart, so asking for them would be a lie.
-    for name, answered in (("n", has_index), ("logprobs", has_logprobs)):
+    for name, answered in (("n", has_index), ("logprobs", has_logprobs), ("prompt_logprobs", has_logprobs)):
         if not answered:
             del sends[name]
 
@@ -143,7 +151,14 @@ def adapter(snapshot: Snapshot) -> Adapter:
             prompt_tokens=chunk.prompt_tokens,
             completion_tokens=chunk.completion_tokens,
             cached_tokens=chunk.cached_tokens,
+            prompt_logprobs=decode_prompt(chunk),
         )
+
+    def decode_prompt(part: Any) -> tuple[PromptLogprob, ...]:
+        if not (has_logprobs and part.HasField("input_logprobs")):
+            return ()
+        # The token itself comes first, and then others until there are as many as were asked for.
+        return decode_prompt_logprobs(part.input_logprobs, is_cut=True)
 
     def decode_tokens(message: Any) -> tuple[int, list[int]]:
         chunk = message.chunk
@@ -160,6 +175,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             prompt_tokens=complete.prompt_tokens,
             completion_tokens=complete.completion_tokens,
             cached_tokens=complete.cached_tokens,
+            prompt_logprobs=decode_prompt(complete),
             kv_transfer_params=check_json(complete.kv_transfer_params_json, "kv_transfer_params_json") if has_kv_transfer else "",
         )
 
@@ -186,6 +202,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
         part.cached_tokens = event.cached_tokens
         if has_logprobs and event.logprobs:
             encode_logprobs(event.logprobs, part.output_logprobs)
+        if has_logprobs and event.prompt_logprobs:
+            encode_prompt_logprobs(event.prompt_logprobs, part.input_logprobs)
         if has_index:
             part.index = event.index
         return message

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..._errors import MalformedMessageError, UsageError
-from ..._events import Event, FinishEvent, ModelInfo, PromptEvent, TokenLogprob, TokensEvent
+from ..._events import Event, FinishEvent, ModelInfo, PromptEvent, PromptLogprob, TokenLogprob, TokensEvent
 from .._loads import vllm_inference_loads
 from ..base import Adapter, Convention, LoadsCoder, find_abort
 from ..wire import decode_json_object, encode_struct, json_text_of
@@ -47,7 +47,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
     def decode_response(message: Any) -> tuple[Event, ...]:
         events: list[Event] = []
         if message.HasField("prompt_info"):
-            events.append(PromptEvent(prompt_tokens=message.prompt_info.num_prompt_tokens))
+            info = message.prompt_info
+            events.append(PromptEvent(prompt_tokens=info.num_prompt_tokens, prompt_logprobs=_decode_prompt(info)))
         if message.HasField("outputs"):
             output = message.outputs
             is_finished = output.HasField("finish_info") and output.finish_info.finish_reason
@@ -76,15 +77,23 @@ def adapter(snapshot: Snapshot) -> Adapter:
             return None
         return output.index, output.text, output.num_tokens
 
+    def encode_prompt(event: PromptEvent | TokensEvent | FinishEvent, info: Any) -> None:
+        info.num_prompt_tokens = event.prompt_tokens
+        for entry in event.prompt_logprobs:
+            info.token_ids.append(entry.token_id)
+            info.logprobs.append(entry.logprob or 0.0)
+            info.ranks.append(entry.rank)
+            _encode_candidates(entry.top, info.candidate_tokens.add())
+
     def encode_response(event: Event) -> Any:
         message = response_type()
         if isinstance(event, PromptEvent):
-            message.prompt_info.num_prompt_tokens = event.prompt_tokens
+            encode_prompt(event, message.prompt_info)
             return message
         if not isinstance(event, TokensEvent | FinishEvent):
             raise UsageError(f"{service} has no message for a {type(event).__name__}")
-        if event.prompt_tokens:
-            message.prompt_info.num_prompt_tokens = event.prompt_tokens
+        if event.prompt_tokens or event.prompt_logprobs:
+            encode_prompt(event, message.prompt_info)
         output = message.outputs
         output.SetInParent()
         output.index = event.index
@@ -93,9 +102,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         for entry in event.logprobs:
             output.logprobs.append(entry.logprob)
             output.ranks.append(1)
-            row = output.candidate_tokens.add()
-            for rank, (token_id, value) in enumerate(entry.top, 1):
-                row.tokens.add(id=token_id, logprob=value, rank=rank)
+            _encode_candidates(entry.top, output.candidate_tokens.add())
         if isinstance(event, TokensEvent):
             output.num_tokens = event.completion_tokens
             return message
@@ -212,3 +219,19 @@ def _decode_logprobs(output: Any) -> tuple[TokenLogprob, ...]:
         )
         for place, (token_id, value) in enumerate(zip(token_ids, output.logprobs, strict=False))
     )
+
+
+def _decode_prompt(info: Any) -> tuple[PromptLogprob, ...]:
+    """The first token, which nothing comes before, has log probability 0 and rank 0."""
+    ranks, rows = info.ranks, info.candidate_tokens
+    entries = []
+    for place, (token_id, value) in enumerate(zip(info.token_ids, info.logprobs, strict=False)):
+        top = tuple((one.id, one.logprob) for one in rows[place].tokens) if place < len(rows) else ()
+        rank = ranks[place] if place < len(ranks) else 0
+        entries.append(PromptLogprob(token_id=token_id, logprob=value if place else None, rank=rank, top=top))
+    return tuple(entries)
+
+
+def _encode_candidates(top: tuple[tuple[int, float], ...], row: Any) -> None:
+    for rank, (token_id, value) in enumerate(top, 1):
+        row.tokens.add(id=token_id, logprob=value, rank=rank)
