@@ -53,7 +53,10 @@ def tool_call_id(style: IdStyle, request_id: str, choice: int, call: int) -> str
 
 
 class PartsStage:
-    """Of one choice. `reasoning_tokens` are those so far."""
+    """Of one choice. `reasoning_tokens` are those so far.
+
+    They are counted by ids between the tags. Where there are no ids, or a tag is no token, the text of the reasoning is tokenized.
+    """
 
     __slots__ = (
         "_begun",
@@ -66,6 +69,8 @@ class PartsStage:
         "_request_id",
         "_settings",
         "_start",
+        "_tokenizer",
+        "counts_text",
         "index",
         "reasoning_tokens",
         "takes_ids",
@@ -83,7 +88,9 @@ class PartsStage:
         self._request_id = request_id
         self._eos_ids = eos_token_ids
         self._begun = self._broken = 0  # tool calls
+        self._tokenizer = tokenizer if settings.reasoning_tags is not None else None
         self._start, self._end = _tag_ids(settings, tokenizer)
+        self.counts_text = self._end is None
         self._inside = settings.begins_inside and self._end is not None
 
     def count(self, token_ids: Sequence[int]) -> None:
@@ -109,23 +116,22 @@ class PartsStage:
 
     def receive(self, delta: Delta) -> list[Delta]:
         """What the delta is made of. The last one has its finish; without any text it is a delta of its own."""
-        self.count(delta.token_ids)
-        if self._feed_ids is not None and delta.token_ids:
-            parts = list(self._complete(self._feed_ids(delta.token_ids)))
-        else:
-            parts = list(self.feed(delta.text))
+        token_ids = delta.token_ids
+        counts_text, self.counts_text = self.counts_text, self.counts_text or not token_ids
+        self.count(token_ids)
+        takes_ids = self.takes_ids and bool(token_ids)
+        parts = [*(self._complete(self._feed_ids(token_ids)) if takes_ids else self.feed(delta.text))]
         reason = delta.finish_reason
         if reason is not None:
             parts += self._complete(self._parser.finish())
             if reason == "stop" and self._begun > self._broken and self._settings.finishes_with_tool_calls:
                 reason = "tool_calls"
+        self.counts_text = counts_text
         deltas = self.delta(parts) or [Delta(self.index, "")]
-        first, last = deltas[0], deltas[-1]
-        deltas[0] = msgspec.structs.replace(first, token_ids=delta.token_ids, logprobs=delta.logprobs)
+        deltas[0] = msgspec.structs.replace(deltas[0], token_ids=token_ids, logprobs=delta.logprobs)
         if reason is not None:
-            last = deltas[-1]
             deltas[-1] = msgspec.structs.replace(
-                last, finish_reason=reason, stop_reason=delta.stop_reason, kv_transfer_params=delta.kv_transfer_params
+                deltas[-1], finish_reason=reason, stop_reason=delta.stop_reason, kv_transfer_params=delta.kv_transfer_params
             )
         return deltas
 
@@ -139,6 +145,8 @@ class PartsStage:
         completed: list[Part] = []
         for part in parts:
             if isinstance(part, Reasoning):
+                if self.counts_text and self._tokenizer is not None:
+                    self.reasoning_tokens += len(self._tokenizer.encode(part.text, add_special_tokens=False))
                 if self._settings.hides_reasoning:
                     continue
             elif isinstance(part, ToolCall):

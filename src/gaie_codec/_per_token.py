@@ -86,8 +86,12 @@ def parsed(stages: Sequence[PartsStage], encoder: ResponseEncoder) -> Callable[[
     return encode
 
 
-def plain_text(reader: CallReader, choices: Sequence[TextChoice], encode: Callable[[int, str], bytes], first_index: int) -> Plain:
+def plain_text(
+    reader: CallReader, choices: Sequence[TextChoice], encode: Callable[[int, str], bytes], first_index: int, stages: Sequence[PartsStage]
+) -> Plain:
     """For a server that sends pieces of text."""
+    for stage in stages:
+        stage.counts_text = True
     parse, decode = reader.parse, reader.adapter.decode_text
     receive = [choice.receive_plain for choice in choices]
     count = len(receive)

@@ -87,13 +87,13 @@ class Response:
             choices: Any = [] if call.is_passthrough else [self._choice(call, upstream, place) for place in range(upstream.choices)]
             self._choices += choices
             plain: Plain = plain_nothing
+            stages = self._stages[upstream.first_index : upstream.first_index + upstream.choices]
             if upstream.choices > 1 and adapter.convention.names_choices:
                 pass  # which one a message is about takes a look at all of it
             elif is_plain and adapter.decode_tokens is not None and not takes_ids:
-                stages = self._stages[upstream.first_index : upstream.first_index + upstream.choices]
                 plain = plain_tokens(reader, choices, encode, upstream.first_index, stages)
             elif is_plain and adapter.decode_text is not None:
-                plain = plain_text(reader, choices, encode, upstream.first_index)
+                plain = plain_text(reader, choices, encode, upstream.first_index, stages)
             self._upstreams.append(_Upstream(number, reader, choices, upstream.prompt, plain))
         self._wants_usage = encoder.wants_usage
         self._prompt_token_ids = [prompt.prompt_token_ids for prompt in call.prompts]
@@ -263,7 +263,7 @@ class Response:
                 prompt_tokens=reader.prompt_tokens or len(self._prompt_token_ids[0]),
                 completion_tokens=completion_tokens,
                 cached_tokens=reader.cached_tokens,
-                reasoning_tokens=max(reader.reasoning_tokens, counted),
+                reasoning_tokens=reader.reasoning_tokens or counted,
             )
         told = [(0, 0)] * len(self._prompt_token_ids)
         for upstream in self._upstreams:
@@ -273,7 +273,7 @@ class Response:
             prompt_tokens=sum(known or len(ids) for (known, _), ids in zip(told, self._prompt_token_ids, strict=True)),
             completion_tokens=completion_tokens,
             cached_tokens=sum(cached for _, cached in told),
-            reasoning_tokens=max(sum(upstream.reader.reasoning_tokens for upstream in self._upstreams), counted),
+            reasoning_tokens=sum(upstream.reader.reasoning_tokens for upstream in self._upstreams) or counted,
         )
 
     def _close(self, call: int, receive: Any) -> Sequence[Output]:
