@@ -88,7 +88,7 @@ def test_every_endpoint_of_the_server_is_there_and_no_other():
     with pytest.raises(UnsupportedEndpointError, match="/v1/rerank"):
         NEW.request("POST", "/v1/responses", (), b"{}", request_id="r")
     with pytest.raises(UnsupportedEndpointError) as caught:
-        Transcoder("vllm.engine", tokenizer=ByteTokenizer()).request("POST", "/v1/embeddings", (), b"{}", request_id="r")
+        Transcoder("vllm.inference", tokenizer=ByteTokenizer()).request("POST", "/v1/embeddings", (), b"{}", request_id="r")
     assert "is not supported" in caught.value.message
 
 

@@ -583,7 +583,11 @@ def test_health_and_server_info(snapshot):
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Embed(pb.EmbedRequest())
-        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT, "a prompt is missing"
+        asked = pb.EmbedRequest(request_id="e", tokenized=pb.TokenizedInput(input_ids=[1, 2]))
+        vector = await stub.Embed(asked)
+        assert (vector.prompt_tokens, vector.embedding_dim) == (2, len(vector.embedding))
+        assert vector == await stub.Embed(asked)
 
     scenario(play, snapshot=snapshot)
 

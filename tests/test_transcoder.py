@@ -109,7 +109,7 @@ def test_a_clients_id_in_the_headers_wins():
 
 @pytest.mark.parametrize(
     ("method", "path", "status", "allow"),
-    [("GET", CHAT, 405, "POST"), ("POST", "/", 404, ""), ("POST", "/v1/embeddings", 404, ""), ("POST", CHAT + "/", 404, "")],
+    [("GET", CHAT, 405, "POST"), ("POST", "/", 404, ""), ("POST", "/v1/classify", 404, ""), ("POST", CHAT + "/", 404, "")],
 )
 def test_endpoints_that_there_are_not(method, path, status, allow):
     with pytest.raises(UnsupportedEndpointError) as caught:

@@ -6,11 +6,11 @@ them, feeds what comes back to one `Response` under each call's place, and stops
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from google.protobuf.message import EncodeError
+from google.protobuf.message import EncodeError, Message
 
 from ._errors import MalformedRequestError, UnsupportedFieldError, UsageError
 from ._events import InferenceRequest
@@ -109,6 +109,16 @@ class Call:
         return self._only.headers
 
     @property
+    def has_choices(self) -> bool:
+        """Whether tokens come, for choices; else vectors, or JSON that is made already."""
+        return not (self.is_passthrough or self._endpoint.embeds)
+
+    @property
+    def prompts_field(self) -> str:
+        """What the request calls its prompts."""
+        return self._endpoint.prompts_field
+
+    @property
     def id(self) -> str:
         """The id of the answer when the host gives none."""
         return str(self._options.id)
@@ -162,6 +172,23 @@ def plan(adapter: Adapter, prompts: Sequence[InferenceRequest]) -> tuple[Upstrea
     return tuple(calls)
 
 
+def plan_embeddings(adapter: Adapter, prompts: Sequence[InferenceRequest]) -> tuple[UpstreamCall, ...]:
+    """A call for each prompt, in their order. Raises MalformedRequestError."""
+    coder = adapter.embed
+    assert coder is not None
+    return tuple(
+        UpstreamCall(
+            path=coder.path,
+            message=_serialized(coder.encode_request, prompt),
+            metadata=adapter.encode_metadata(prompt),
+            inference=prompt,
+            first_index=number,
+            prompt=number,
+        )
+        for number, prompt in enumerate(prompts)
+    )
+
+
 def _must_stream(adapter: Adapter, request: InferenceRequest) -> bool:
     """Whether to ask for a stream, be the client's answer one or not: where choices need it, and to end a call at a stop string."""
     ends_here = bool(request.sampling.stop) and not adapter.ends_at_stop_strings
@@ -182,18 +209,21 @@ def _one_of(adapter: Adapter, request: InferenceRequest, place: int) -> Inferenc
 
 
 def _encode(adapter: Adapter, request: InferenceRequest, *, choices: int = 1, first_index: int, prompt: int) -> UpstreamCall:
-    try:
-        # Maps have an order of their own in every process.
-        message = adapter.encode_request(request).SerializeToString(deterministic=True)
-    except (ValueError, TypeError, EncodeError):
-        # The ranges were checked: what protobuf still refuses is text that is not Unicode.
-        raise MalformedRequestError("the request holds text that is not valid Unicode") from None
     return UpstreamCall(
         path=adapter.path_for(request),
-        message=message,
+        message=_serialized(adapter.encode_request, request),
         metadata=adapter.encode_metadata(request),
         inference=request,
         choices=choices,
         first_index=first_index,
         prompt=prompt,
     )
+
+
+def _serialized(encode: Callable[[InferenceRequest], Message], request: InferenceRequest) -> bytes:
+    try:
+        # Maps have an order of their own in every process.
+        return encode(request).SerializeToString(deterministic=True)
+    except (ValueError, TypeError, EncodeError):
+        # The ranges were checked: what protobuf still refuses is text that is not Unicode.
+        raise MalformedRequestError("the request holds text that is not valid Unicode") from None

@@ -66,7 +66,8 @@ class Media(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One generation, as a scheduler wants to see it: the prompt, how to sample, and how to route."""
+    """One generation, as a scheduler wants to see it: the prompt, how to sample, and how to route. One prompt to embed is the same without
+    sampling."""
 
     request_id: str
     model: str = ""
@@ -175,7 +176,17 @@ class BodyEvent(msgspec.Struct, frozen=True, kw_only=True):
     is_last: bool = False
 
 
-Event: TypeAlias = PromptEvent | TokensEvent | FinishEvent | ErrorEvent | BodyEvent
+class EmbeddingEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """The vector of one prompt, which is all that there is to say of it. `dimensions` is how long the server says that it is, 0 for
+    unsaid."""
+
+    values: list[float]
+    dimensions: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+Event: TypeAlias = PromptEvent | TokensEvent | FinishEvent | ErrorEvent | BodyEvent | EmbeddingEvent
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -183,6 +194,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `default_sampling_params` are the model's own (`generation_config.json`); servers only advertise them, so the codec lays them under
     what the client left open. `lora_adapters` maps the names of loaded adapters to what `InferenceRequest.lora_name` has to be for them.
+    `is_matryoshka` says that embeddings may be shortened, to `matryoshka_dimensions` where these are given; no server tells it.
     """
 
     model_path: str = ""
@@ -199,6 +211,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tool_call_parser: str = ""
     reasoning_parser: str = ""
     """Which formats the server was told that its model writes, by its own names for them."""
+    server_version: str = ""
+    is_matryoshka: bool = False
+    matryoshka_dimensions: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -43,14 +43,7 @@ def fit(adapter: Adapter, request: InferenceRequest, *, drops: bool) -> tuple[In
     carries = adapter.carries
     if request.prompt_text is not None and adapter.answers_text_with_text:
         carries = carries.difference(_OF_IDS)
-    lost = [name for name in asked_for(request) if name not in carries and name != "n"]
-    if lost:
-        if not drops:
-            raise UnsupportedFieldError(
-                f"`{_openai_name(lost[0])}` cannot be sent to this model server ({adapter.dialect}, snapshot {adapter.snapshot.name})",
-                param=_openai_name(lost[0]),
-            )
-        request = _without(request, lost)
+    request, lost = _carried(adapter, request, carries | {"n"}, drops=drops)
     for name, (low, high) in adapter.ranges.items():
         value = getattr(request.sampling if name in SamplingParams.__struct_fields__ else request, name)
         if value is not None and not low <= value <= high:
@@ -65,6 +58,25 @@ def fit(adapter: Adapter, request: InferenceRequest, *, drops: bool) -> tuple[In
             " the context length",
             param="max_tokens",
         )
+    return request, lost
+
+
+def fit_embedding(adapter: Adapter, request: InferenceRequest, *, drops: bool) -> tuple[InferenceRequest, tuple[str, ...]]:
+    """Likewise for a prompt to embed."""
+    assert adapter.embed is not None
+    return _carried(adapter, request, adapter.embed.sends.keys() | adapter.embed.emulates.keys(), drops=drops)
+
+
+def _carried(adapter: Adapter, request: InferenceRequest, carries: Set[str], *, drops: bool) -> tuple[InferenceRequest, tuple[str, ...]]:
+    """The request without what is not in `carries`, and the OpenAI names of that. Raises UnsupportedFieldError unless `drops`."""
+    lost = [name for name in asked_for(request) if name not in carries]
+    if lost:
+        if not drops:
+            raise UnsupportedFieldError(
+                f"`{_openai_name(lost[0])}` cannot be sent to this model server ({adapter.dialect}, snapshot {adapter.snapshot.name})",
+                param=_openai_name(lost[0]),
+            )
+        request = _without(request, lost)
     return request, tuple(_openai_name(name) for name in lost)
 
 

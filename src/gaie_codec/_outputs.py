@@ -51,7 +51,14 @@ def encode_error_response(error: CodecError) -> tuple[Output, ...]:
 
 def encode_json_response(body: bytes, *, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> tuple[Output, ...]:
     """A whole HTTP answer with a JSON body."""
-    head = (("content-type", "application/json"), ("content-length", str(len(body))), *headers)
+    return encode_whole_response(body, "application/json", status=status, headers=headers)
+
+
+def encode_whole_response(
+    body: bytes, content_type: str, *, status: int = 200, headers: tuple[tuple[str, str], ...] = ()
+) -> tuple[Output, ...]:
+    """A whole HTTP answer with a body of this type."""
+    head = (("content-type", content_type), ("content-length", str(len(body))), *headers)
     return ResponseHead(status, head), BodyChunk(body), EndOfBody()
 
 

@@ -22,7 +22,7 @@ from ._errors import (
     UsageError,
     as_code,
 )
-from ._events import BodyEvent, ErrorEvent, Event, FinishEvent, PromptEvent, PromptLogprob, TokensEvent
+from ._events import BodyEvent, EmbeddingEvent, ErrorEvent, Event, FinishEvent, PromptEvent, PromptLogprob, TokensEvent
 from ._framing import FrameDecoder
 from ._metadata import Headers, as_mapping, check_headers, decode_status
 from ._state import Input, State, next_state
@@ -72,6 +72,8 @@ class CallReader:
         self._decode: Any = adapter.decode_response
         if passthrough is not None and path in passthrough.paths.values():
             self._decode = lambda message: (passthrough.decode_response(message),)
+        if adapter.embed is not None and path == adapter.embed.path:
+            self._decode = adapter.embed.decode_response
         self._finished: set[int] = set()
         self._ended_here = False  # a choice whose tokens may still come
         self._places: dict[str, int] = {}
@@ -145,7 +147,7 @@ class CallReader:
         if isinstance(event, ErrorEvent):
             raise UpstreamStatusError(event.code, event.message)
         received = Input.MESSAGE
-        if isinstance(event, FinishEvent):
+        if isinstance(event, FinishEvent | EmbeddingEvent):
             self._finished.add(index)
             if not self.unfinished:
                 received = Input.ENOUGH if self._ended_here else Input.LAST_FINISH
@@ -159,6 +161,8 @@ class CallReader:
             return
         if isinstance(event, TokensEvent | FinishEvent):
             self._see_prompt(event)
+        elif isinstance(event, EmbeddingEvent):
+            self.prompt_tokens, self.cached_tokens = event.prompt_tokens, event.cached_tokens
         self.state = state
 
     def end_choice(self, index: int) -> None:

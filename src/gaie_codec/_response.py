@@ -8,13 +8,13 @@ answer that a client understands.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ._choices import Choice, Delta
 from ._errors import CodecError, UsageError
-from ._events import BodyEvent, Event, FinishEvent, TokensEvent, Usage
+from ._events import BodyEvent, EmbeddingEvent, Event, FinishEvent, TokensEvent, Usage
 from ._metadata import Headers
-from ._outputs import BodyChunk, CancelCall, EndOfBody, Output, ResponseHead, encode_error_response, encode_json_response
+from ._outputs import BodyChunk, CancelCall, EndOfBody, Output, ResponseHead, encode_error_response, encode_whole_response
 from ._parts import PartsStage
 from ._per_token import Plain, parsed, plain_nothing, plain_text, plain_tokens
 from ._reader import CallReader
@@ -23,7 +23,7 @@ from ._text_choice import TextChoice
 
 if TYPE_CHECKING:
     from ._calls import Call
-    from .openai.endpoint import ResponseEncoder
+    from .openai.endpoint import ResponseEncoder, VectorEncoder
 
 _STREAMING: Final = State.STREAMING  # a global costs half of the enum's attribute, per token
 
@@ -69,7 +69,7 @@ class Response:
         self.error: CodecError | None = None
         self.ended = False
         self._head_sent = self._is_open = False
-        is_plain = not encoder.is_detailed and not call.is_passthrough
+        is_plain = not encoder.is_detailed and call.has_choices
         self._encoder = encoder
         self._stages = [] if call.output is None else [self._stage(call, index) for index in range(sum(one.choices for one in call.calls))]
         takes_ids = any(stage.takes_ids for stage in self._stages)
@@ -84,7 +84,7 @@ class Response:
                 is_streamed=upstream.inference.stream,
                 max_message_bytes=transcoder.limits.max_message_bytes,
             )
-            choices: Any = [] if call.is_passthrough else [self._choice(call, upstream, place) for place in range(upstream.choices)]
+            choices: Any = [self._choice(call, upstream, place) for place in range(upstream.choices)] if call.has_choices else []
             self._choices += choices
             plain: Plain = plain_nothing
             stages = self._stages[upstream.first_index : upstream.first_index + upstream.choices]
@@ -236,6 +236,10 @@ class Response:
             choice = upstream.choices[place]
             delta = choice.receive_finish(event)
             reader.accept(event, place)
+        elif isinstance(event, EmbeddingEvent):
+            reader.accept(event)
+            cast("VectorEncoder", self._encoder).embedding(upstream.prompt, event)
+            return
         else:
             piece = self._encoder.body(event) if isinstance(event, BodyEvent) else b""
             reader.accept(event)
@@ -309,7 +313,8 @@ class Response:
             if not last:
                 return ()
             self.ended = True
-            return encode_json_response(data)
+            headers: tuple[tuple[str, str], ...] = getattr(self._encoder, "headers", ())  # of a VectorEncoder
+            return encode_whole_response(data, self._encoder.content_type, headers=headers)
         outputs: list[Output] = []
         if not self._head_sent and (data or last or self._is_open):
             self._head_sent = True

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from . import adapters, snapshots
-from ._calls import Call, UpstreamCall, check_calls, plan
+from ._calls import Call, UpstreamCall, check_calls, plan, plan_embeddings
 from ._errors import MalformedRequestError, RequestTooLargeError, UnsupportedEndpointError, UnsupportedFieldError, UsageError
 from ._events import InferenceRequest, ModelInfo
-from ._fit import fit
+from ._fit import fit, fit_embedding
 from ._framing import DEFAULT_MAX_MESSAGE_BYTES
 from ._grpc_in import RANK, decode_rank
 from ._metadata import FORWARDED, Headers, as_mapping, is_metadata_value
@@ -41,12 +41,19 @@ _PASSED_HEADERS: Final = (*FORWARDED, RANK, "x-smg-routing-key")
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on what is taken in, in bytes, and on the calls that one request may take.
 
-    A host that has a single upstream call for each request sets `max_calls` to 1; what needs more is then refused by name.
+    A host that has a single upstream call for each request sets `max_calls` to 1; what needs more is then refused by name. Calls that
+    embed are short, and clients send long lists of prompts: they have a bound of their own, which is 1 where `max_calls` is.
     """
 
     max_request_bytes: int = 64 * 1024 * 1024
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     max_calls: int = 128
+    max_embedding_calls: int = 2048  # OpenAI's own limit for a list of inputs
+
+    @property
+    def max_embeddings(self) -> int:
+        """How many prompts one request may have embedded."""
+        return 1 if self.max_calls == 1 else self.max_embedding_calls
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -94,6 +101,11 @@ class Transcoder:
             raise UsageError(f"unsupported is {unsupported!r}, not 'reject' or 'drop'")
         if stop_holdback not in ("prefix", "window"):
             raise UsageError(f"stop_holdback is {stop_holdback!r}, not 'prefix' or 'window'")
+        self._endpoints = {
+            path: endpoint
+            for path, endpoint in ENDPOINTS.items()
+            if not endpoint.embeds or (self.adapter.embed is not None and self.passthrough is None)
+        }
         self.tokenizer = tokenizer
         self.model = model if model is not None else ModelInfo()
         self.limits = limits if limits is not None else Limits()
@@ -122,9 +134,9 @@ class Transcoder:
         route = path.partition("?")[0]
         kind = passthrough.PATHS.get(route)
         body_path = self.passthrough.paths.get(kind or "") if self.passthrough is not None else None
-        endpoint = ENDPOINTS.get(route)
+        endpoint = self._endpoints.get(route)
         if body_path is None and (endpoint is None or self.tokenizer is None):
-            known = "is not supported" if route in _OTHER_PATHS else "does not exist"
+            known = "is not supported" if route in _OTHER_PATHS or route in ENDPOINTS else "does not exist"
             raise UnsupportedEndpointError(f"the endpoint {route[:100]!r} {known}; there is {', '.join(self.paths)}")
         if method != "POST":
             raise UnsupportedEndpointError(f"{route} takes POST", http_status=405, allow="POST")
@@ -137,7 +149,7 @@ class Transcoder:
             fixed_id=fields.get("x-request-id"),
             tokenizer=self.tokenizer,
             model=self.model,
-            max_prompts=self.limits.max_calls,
+            max_prompts=self.limits.max_embeddings if endpoint is not None and endpoint.embeds else self.limits.max_calls,
             rewritten_model=model,
             tool_format=self.tool_format,
             reasoning_format=self.reasoning_format,
@@ -153,7 +165,7 @@ class Transcoder:
         """The endpoints that there are, all by POST."""
         if self.passthrough is not None:
             return tuple(path for path, kind in passthrough.PATHS.items() if kind in self.passthrough.paths)
-        return tuple(ENDPOINTS)
+        return tuple(self._endpoints)
 
     @property
     def lora_models(self) -> tuple[str, ...]:
@@ -168,8 +180,11 @@ class Transcoder:
         dropped: tuple[str, ...] = ()
         for prompt in decoded.prompts:
             whole = msgspec.structs.replace(prompt, data_parallel_rank=rank, trace_headers=trace)
-            fitted, dropped = fit(self.adapter, whole, drops=self.unsupported == "drop")
+            fitted, dropped = (fit_embedding if endpoint.embeds else fit)(self.adapter, whole, drops=self.unsupported == "drop")
             prompts.append(fitted)
+        if endpoint.embeds:
+            calls = plan_embeddings(self.adapter, prompts)
+            return Call(self, endpoint, decoded.options, tuple(prompts), calls, dropped + decoded.ignored)
         prompts, too_many = self._within_calls(prompts)
         calls = plan(self.adapter, prompts)
         lost = dropped + too_many + decoded.ignored

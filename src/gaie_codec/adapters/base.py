@@ -14,7 +14,7 @@ import msgspec
 from google.protobuf.message import Message
 
 from .._errors import Code
-from .._events import BodyEvent, Capacity, Event, InferenceRequest, Loads, ModelInfo
+from .._events import BodyEvent, Capacity, EmbeddingEvent, ErrorEvent, Event, InferenceRequest, Loads, ModelInfo
 from ..snapshots import Snapshot
 
 
@@ -63,6 +63,19 @@ class Passthrough(msgspec.Struct, frozen=True, kw_only=True):
     decode_response: Callable[[Any], BodyEvent]
     encode_response: Callable[[BodyEvent, str], Message]
     """An event of a call to the path."""
+
+
+class EmbedCoder(msgspec.Struct, frozen=True, kw_only=True):
+    """The method of a server that embeds one prompt: token ids in, a vector out, by one call that is not streamed."""
+
+    path: str
+    sends: Mapping[str, str]
+    """As `Adapter.sends`, below the request of `path`."""
+    emulates: Mapping[str, str]
+    encode_request: Callable[[InferenceRequest], Message]
+    decode_request: Callable[[Any], InferenceRequest]
+    decode_response: Callable[[Any], Sequence[EmbeddingEvent | ErrorEvent]]
+    encode_response: Callable[[EmbeddingEvent], Message]
 
 
 class LoadsCoder(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,6 +206,8 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     encode_capacity: Callable[[Capacity], Message] | None = None
 
     passthrough: Passthrough | None = None
+    embed: EmbedCoder | None = None
+    """None where the snapshot has no such method."""
 
 
 def find_abort(

@@ -108,7 +108,7 @@ def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
         request.method, request.path, headers, request.body, request_id=f"{told_id}{suffix}" if told_id else request.own_id, model=model
     )
     if len(call.calls) > 1:
-        param = "prompt" if len(call.prompts) > 1 else "n"
+        param = call.prompts_field if len(call.prompts) > 1 else "n"
         raise UnsupportedFieldError(f"`{param}` takes {len(call.calls)} calls to this model server, and Envoy makes one", param=param)
     answer_id = call.id.removesuffix(suffix) if suffix else call.id
     request_id = told_id or answer_id

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from . import chat, chat_response, completions, completions_response
+from . import chat, chat_response, completions, completions_response, embeddings, scores
 from .endpoint import Endpoint
 
 ENDPOINTS: Final[Mapping[str, Endpoint]] = MappingProxyType(
@@ -15,7 +15,34 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = MappingProxyType(
         for endpoint in (
             Endpoint(path=chat.PATH, decode_request=chat.decode_request, make_encoder=chat_response.make_encoder),
             Endpoint(path=completions.PATH, decode_request=completions.decode_request, make_encoder=completions_response.make_encoder),
+            Endpoint(
+                path=embeddings.PATH,
+                decode_request=embeddings.decode_request,
+                make_encoder=embeddings.make_encoder,
+                embeds=True,
+                prompts_field="input",
+            ),
+            *(
+                Endpoint(
+                    path=path,
+                    decode_request=scores.decode_score,
+                    make_encoder=scores.make_score_encoder,
+                    embeds=True,
+                    prompts_field="documents",
+                )
+                for path in scores.SCORE_PATHS
+            ),
+            *(
+                Endpoint(
+                    path=path,
+                    decode_request=scores.decode_rerank,
+                    make_encoder=scores.make_rerank_encoder,
+                    embeds=True,
+                    prompts_field="documents",
+                )
+                for path in scores.RERANK_PATHS
+            ),
         )
     }
 )
-"""What generates, for servers that take token ids, by path."""
+"""What generates or embeds, for servers that take token ids, by path."""

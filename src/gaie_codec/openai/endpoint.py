@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from .._events import BodyEvent, InferenceRequest, ModelInfo, Usage
+from .._events import BodyEvent, EmbeddingEvent, InferenceRequest, ModelInfo, Usage
 from .._parts import OutputSettings
 
 if TYPE_CHECKING:
@@ -91,6 +91,17 @@ class ResponseEncoder(Protocol):
     def error(self, error: CodecError) -> bytes: ...
 
 
+class VectorEncoder(ResponseEncoder, Protocol):
+    """What makes an HTTP body of vectors: `embedding` for each prompt, in any order, then `close` or `error`."""
+
+    headers: tuple[tuple[str, str], ...]
+    """Of the answer, besides those that any has; known after `close`."""
+
+    def embedding(self, place: int, event: EmbeddingEvent) -> None:
+        """The vector of the prompt at `place`. Raises CodecError for one that cannot be told."""
+        ...
+
+
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """One path of the API."""
 
@@ -99,3 +110,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Raises RequestError."""
     make_encoder: Callable[[Any, ResponseMeta], ResponseEncoder]
     """Of the request's options."""
+    embeds: bool = False
+    """Vectors are asked for; `make_encoder` then gives a VectorEncoder."""
+    prompts_field: str = "prompt"
+    """Where a request has its prompts."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 import msgspec
 
-from .. import Capacity, Code, CodecError, InferenceRequest, Loads, ModelInfo, RankLoads, SamplingParams
+from .. import Capacity, Code, CodecError, EmbeddingEvent, InferenceRequest, Loads, ModelInfo, RankLoads, SamplingParams
 from ..text import Tokenizer
 from ._answer import Answer
 from ._front import Event, Front
 from ._script import Script, take_script
+from ._vectors import make_vector
 
 _DEFAULT_NAME: Final = "sim-model"
 _DEFAULT_MAX_MODEL_LEN: Final = 2048
@@ -97,6 +98,27 @@ class Engine:
         finally:
             del self._running[abort]
             self._prompt_tokens.pop(abort, None)
+
+    async def embed(self, request: InferenceRequest, check: Callable[[Sequence[int], ModelInfo], None]) -> EmbeddingEvent:
+        """The vector of one prompt. Raises CodecError for what `check` refuses, and for the script's failure."""
+        self.requests.append(request)
+        token_ids = request.prompt_token_ids
+        check(token_ids, self.model)
+        _, taken = take_script(self.tokenizer.detokenizer((), skip_special_tokens=False).decode(token_ids))
+        script = taken or self.script
+        abort = asyncio.Event()
+        self._running[abort] = request.request_id
+        try:
+            await _pause(script.delay_ms, abort)
+        except asyncio.CancelledError:
+            self.aborted.append(request.request_id)
+            raise
+        finally:
+            del self._running[abort]
+        if script.error is not None:
+            raise StatusError(Code[script.error.code], script.error.message)
+        values = make_vector(token_ids)
+        return EmbeddingEvent(values=values, dimensions=len(values), prompt_tokens=len(token_ids))
 
     async def _answer(
         self, request: InferenceRequest, front: Front, send: Callable[[Event], Awaitable[None]], abort: asyncio.Event

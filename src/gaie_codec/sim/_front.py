@@ -13,6 +13,7 @@ import msgspec
 from .. import (
     BodyEvent,
     CodecError,
+    EmbeddingEvent,
     ErrorEvent,
     FinishEvent,
     InferenceRequest,
@@ -28,7 +29,7 @@ from ._script import Script
 if TYPE_CHECKING:
     from ..adapters.base import Adapter, Convention
 
-Event: TypeAlias = PromptEvent | TokensEvent | FinishEvent | ErrorEvent | BodyEvent
+Event: TypeAlias = PromptEvent | TokensEvent | FinishEvent | ErrorEvent | BodyEvent | EmbeddingEvent
 
 
 class Habits(msgspec.Struct, frozen=True, kw_only=True):

@@ -145,6 +145,13 @@ def services(adapter: Adapter, engine: Engine) -> Services:
         names = message.sampling_params.DESCRIPTOR.fields_by_name
         return "guided_decoding" in names and message.sampling_params.HasField("guided_decoding")
 
+    async def embed(message: Any, _: Any) -> Any:
+        assert adapter.embed is not None
+        try:
+            return adapter.embed.encode_response(await engine.embed(adapter.embed.decode_request(message), check_prompt))
+        except CodecError as error:
+            raise exception(error) from error
+
     async def abort(message: Any, _: Any) -> Any:
         engine.abort(engine.running if message.abort_all else [message.rid])
         answer = response("Abort")
@@ -198,6 +205,7 @@ def services(adapter: Adapter, engine: Engine) -> Services:
     methods = {
         "Generate": generation("Generate"),
         "TextGenerate": generation("TextGenerate"),
+        "Embed": embed,
         "Abort": abort,
         "HealthCheck": health_check,
         "GetModelInfo": get_model_info,

@@ -1,6 +1,6 @@
 """`sglang.grpc.scheduler.SglangScheduler`, for any snapshot of dialect `sglang.scheduler`: the smg servicers in front of SGLang.
 
-Their scheduler has no tokenizer: stop strings end nothing. Embed, FlushCache and their like are not simulated.
+Their scheduler has no tokenizer: stop strings end nothing. FlushCache and its like are not simulated.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def services(adapter: Adapter, engine: Engine) -> Services:
     """The one service."""
     snapshot = adapter.snapshot
     started = time.monotonic()
+    has_envelope = snapshot.has_field("EmbedResponse", "error")
 
     def response(method: str) -> Any:
         return snapshot.method(SERVICE, method).response()
@@ -66,6 +67,20 @@ def services(adapter: Adapter, engine: Engine) -> Services:
             await context.write(answer)
 
         await engine.generate(request, _Front(adapter, request), send)
+
+    async def embed(message: Any, _: Any) -> Any:
+        assert adapter.embed is not None
+        request = adapter.embed.decode_request(message)
+        try:
+            answer: Any = adapter.embed.encode_response(await engine.embed(request, check_prompt))
+        except CodecError as error:
+            if not has_envelope:
+                raise
+            answer = response("Embed")
+            answer.error.message = error.message
+        if has_envelope:
+            answer.request_id = request.request_id
+        return answer
 
     async def abort(message: Any, _: Any) -> Any:
         engine.abort([message.request_id])
@@ -97,6 +112,7 @@ def services(adapter: Adapter, engine: Engine) -> Services:
 
     methods = {
         "Generate": generate,
+        "Embed": embed,
         "Abort": abort,
         "HealthCheck": health_check,
         "GetModelInfo": get_model_info,

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import base64
-import math
 import struct
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import CodecError
 from ._sglang_bodies import decode_object, encode_error, encode_inputs
+from ._vectors import DIMENSIONS, make_vector
 
 if TYPE_CHECKING:
     from ._engine import Engine
-
-_DIMENSIONS: Final = 8
 
 
 def answer_body(kind: str, body: bytes, engine: Engine, request_id: str) -> tuple[int, Any]:
@@ -34,7 +32,7 @@ def _embed(fields: dict[str, Any], engine: Engine, _: str) -> dict[str, Any]:
     inputs = encode_inputs(fields["input"], engine.tokenizer)
     data = []
     for index, token_ids in enumerate(inputs):
-        vector = _vector(token_ids, int(fields.get("dimensions") or _DIMENSIONS))
+        vector = make_vector(token_ids, int(fields.get("dimensions") or DIMENSIONS))
         encoded: Any = vector
         if fields.get("encoding_format") == "base64":
             encoded = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
@@ -71,13 +69,6 @@ def _judge(fields: dict[str, Any], engine: Engine, _: str) -> dict[str, Any]:
 
 
 _ANSWERS: Final = {"embeddings": _embed, "classify": _classify, "score": _judge, "rerank": _rank}
-
-
-def _vector(token_ids: list[int], dimensions: int) -> list[float]:
-    """Of length 1."""
-    values = [math.sin(sum((place + 1) * token_id for place, token_id in enumerate(token_ids)) + axis) for axis in range(dimensions)]
-    length = math.hypot(*values) or 1.0
-    return [value / length for value in values]
 
 
 def _score(token_ids: list[int]) -> float:

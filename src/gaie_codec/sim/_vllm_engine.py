@@ -1,6 +1,6 @@
 """`vllm.grpc.engine.VllmEngine`, for any snapshot of dialect `vllm.engine`: the smg servicers in front of vLLM.
 
-Embed, FlushCache and their like are not simulated.
+FlushCache and its like are not simulated.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ def services(adapter: Adapter, engine: Engine) -> Services:
         request = adapter.decode_request(message)
         await engine.generate(request, _Front(adapter, request), send)
 
+    async def embed(message: Any, _: Any) -> Any:
+        assert adapter.embed is not None
+        return adapter.embed.encode_response(await engine.embed(adapter.embed.decode_request(message), check_prompt))
+
     async def abort(message: Any, _: Any) -> Any:
         engine.abort(message.request_ids)
         return response("Abort")
@@ -78,6 +82,7 @@ def services(adapter: Adapter, engine: Engine) -> Services:
 
     methods = {
         "Generate": generate,
+        "Embed": embed,
         "Abort": abort,
         "HealthCheck": health_check,
         "GetModelInfo": get_model_info,

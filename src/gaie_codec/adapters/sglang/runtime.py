@@ -16,6 +16,7 @@ import msgspec
 
 from ..._errors import Code, MalformedMessageError, UsageError, code_from_server_status
 from ..._events import BodyEvent, ErrorEvent, Event, FinishEvent, ModelInfo, PromptLogprob, TokenLogprob, TokensEvent
+from .._embeddings import sglang_runtime_embeddings
 from .._loads import sglang_runtime_loads
 from ..base import Adapter, Convention, Passthrough, find_abort
 from ..wire import decode_json, decode_json_object, rank_among
@@ -201,6 +202,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         encode_loads=loads.encode,
         decode_capacity=loads.decode_capacity,
         encode_capacity=loads.encode_capacity,
+        embed=sglang_runtime_embeddings(snapshot, SERVICE),
         passthrough=_passthrough(snapshot),
     )
 

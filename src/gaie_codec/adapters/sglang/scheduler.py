@@ -24,6 +24,7 @@ from ..._events import (
     SamplingParams,
     TokensEvent,
 )
+from .._embeddings import servicer_embeddings
 from .._loads import sglang_scheduler_loads
 from ..base import Adapter, Convention, existing, find_abort, trace_metadata
 from ..wire import (
@@ -294,6 +295,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         encode_loads=loads.encode,
         decode_capacity=loads.decode_capacity,
         encode_capacity=loads.encode_capacity,
+        embed=servicer_embeddings(snapshot, SERVICE),
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from ..._errors import UsageError
 from ..._events import Constraint, Event, FinishEvent, InferenceRequest, ModelInfo, PromptLogprob, SamplingParams, TokensEvent
+from .._embeddings import servicer_embeddings
 from .._loads import vllm_engine_loads
 from ..base import Adapter, existing, find_abort, trace_metadata
 from ..wire import (
@@ -281,6 +282,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         encode_loads=loads.encode,
         decode_capacity=loads.decode_capacity,
         encode_capacity=loads.encode_capacity,
+        embed=servicer_embeddings(snapshot, SERVICE),
     )
 
 

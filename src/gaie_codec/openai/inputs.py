@@ -1,0 +1,192 @@
+"""Texts, token ids or messages to embed -> token ids, one list a prompt, cut and checked as vLLM's pooling endpoints do it.
+
+Unlike a prompt to continue, one to embed keeps its beginning when it is cut, and the special tokens around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from .._errors import MalformedRequestError, ModelNotFoundError, UnsupportedFieldError
+from .._events import InferenceRequest, ModelInfo
+from .endpoint import Asked
+from .fields import bool_field, int_field, object_field, range_error, type_error
+from .messages import decode_messages
+from .request import base_model, decode_model, decode_request_id, decode_routing, encode_text
+
+if TYPE_CHECKING:
+    from ..text import Tokenizer
+
+# What `render_messages` passes on; everything else of the template's is its own.
+_RESERVED_TEMPLATE_KWARGS: Final = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
+)
+
+
+def encode_inputs(fields: Mapping[str, Any], value: Any, name: str, asked: Asked, tokenizer: Tokenizer) -> list[list[int]]:
+    """A text, token ids, or a list of either, as token ids. `name` is the field's. Raises RequestError."""
+    if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(item, int) for item in value)):
+        value = [value]
+    if not isinstance(value, list):
+        raise type_error(name, "list_type", "Input should be a valid list")
+    if not value:
+        raise MalformedRequestError("You must pass at least one prompt")
+    check_count(len(value), name, asked)
+    special = bool_field(fields, "add_special_tokens", True)
+    return [
+        _encode_one(fields, item, asked.model, tokenizer, special=special)
+        if isinstance(item, str)
+        else _decode_ids(fields, item, f"{name}.{place}", asked.model, tokenizer)
+        for place, item in enumerate(value)
+    ]
+
+
+def encode_chat(fields: Mapping[str, Any], asked: Asked, tokenizer: Tokenizer) -> list[int]:
+    """`messages` as token ids: without a generation prompt, where nobody asks for one. Raises RequestError."""
+    text = render_messages(fields, tokenizer, add_generation_prompt=False)
+    return _encode_one(fields, text, asked.model, tokenizer, special=bool_field(fields, "add_special_tokens"))
+
+
+def render_messages(
+    fields: Mapping[str, Any], tokenizer: Tokenizer, *, add_generation_prompt: bool, tools: Sequence[dict[str, Any]] | None = None
+) -> str:
+    """The text of `messages` by the chat template; `add_generation_prompt` is what holds where the client says nothing."""
+    messages, _ = decode_messages(fields.get("messages"), accepts_content_parts=tokenizer.accepts_content_parts)
+    continue_final_message = bool_field(fields, "continue_final_message")
+    add_generation_prompt = bool_field(fields, "add_generation_prompt", add_generation_prompt)
+    if add_generation_prompt and continue_final_message:
+        raise MalformedRequestError("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
+    kwargs = object_field(fields, "chat_template_kwargs") or {}
+    return tokenizer.render_chat(
+        messages,
+        tools=tools,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        template_kwargs={key: value for key, value in kwargs.items() if key not in _RESERVED_TEMPLATE_KWARGS},
+    )
+
+
+def check_count(count: int, name: str, asked: Asked) -> None:
+    """Raise UnsupportedFieldError for more prompts than calls can be made, before any is tokenized."""
+    if count > asked.max_prompts:
+        raise UnsupportedFieldError(
+            f"`{name}` takes {count} calls to this model server, and this gateway makes at most {asked.max_prompts}", param=name
+        )
+
+
+def decode_embedded_model(fields: Mapping[str, Any], asked: Asked) -> tuple[str, str]:
+    """As `decode_model`; vLLM's pooling endpoints name no parameter."""
+    try:
+        return decode_model(fields, asked)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(error.message) from None
+
+
+def make_requests(
+    fields: Mapping[str, Any], prompts: Sequence[list[int]], asked: Asked, *, name: str, prefix: str
+) -> tuple[str, tuple[InferenceRequest, ...], tuple[str, ...]]:
+    """The id of the answer, a request for each prompt, and the fields that have no effect: `name` is the model that the client named.
+
+    A priority orders requests where a server is set up for that, and changes no vector; no wire carries one for Embed.
+    """
+    request_id = prefix + decode_request_id(fields, asked)
+    routing = decode_routing(fields)
+    told = {key: routing[key] for key in ("cache_salt",)}
+    requests = tuple(
+        InferenceRequest(
+            request_id=f"{request_id}-{place}",
+            model=base_model(name, asked.model),
+            prompt_token_ids=token_ids,
+            lora_name=asked.model.lora_adapters.get(name, ""),
+            **told,
+        )
+        for place, token_ids in enumerate(prompts)
+    )
+    return request_id, requests, ("priority",) if routing["priority"] else ()
+
+
+def refuse(fields: Mapping[str, Any], refused: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise UnsupportedFieldError for a field whose value asks for something; `refused` has those that do not."""
+    for name, harmless in refused.items():
+        if name in fields and fields[name] not in harmless:
+            raise UnsupportedFieldError(f"`{name}` is not supported by this gateway (parameter={name})", param=name)
+
+
+def check_ids(token_ids: Sequence[int], model: ModelInfo, tokenizer: Tokenizer) -> None:
+    """Raise MalformedRequestError for an id that is none of the vocabulary. A model's may be padded, hence larger than its tokenizer's."""
+    size = max(tokenizer.vocab_size, model.vocab_size)
+    outside = next((token_id for token_id in token_ids if not 0 <= token_id < size), None)
+    if outside is not None:
+        shown = str(outside) if abs(outside) < 2**63 else "of many digits"
+        raise MalformedRequestError(f"Token id {shown} is out of vocabulary")
+
+
+def _decode_ids(fields: Mapping[str, Any], value: Any, loc: str, model: ModelInfo, tokenizer: Tokenizer) -> list[int]:
+    if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
+        raise type_error(loc, "string_type", "Input should be a valid string or a list of token ids")
+    token_ids = [int(item) for item in value]
+    check_ids(token_ids, model, tokenizer)
+    keep, side = _decode_truncation(fields, model)
+    if keep is not None and len(token_ids) > keep:
+        token_ids = _cut(token_ids, keep, side)
+    return _checked(token_ids, model)
+
+
+def _encode_one(fields: Mapping[str, Any], text: str, model: ModelInfo, tokenizer: Tokenizer, *, special: bool) -> list[int]:
+    keep, side = _decode_truncation(fields, model)
+    token_ids = encode_text(fields, text, tokenizer, model.max_model_len, add_special_tokens=special)
+    if keep is not None and len(token_ids) > keep:
+        bare = tokenizer.encode(text, add_special_tokens=False) if special else token_ids
+        before, after = _around(token_ids, bare)
+        room = max(keep - len(before) - len(after), 0)
+        token_ids = [*before, *_cut(bare, room, side), *after][:keep]
+    return _checked(token_ids, model)
+
+
+def _around(token_ids: list[int], bare: list[int]) -> tuple[list[int], list[int]]:
+    """The special tokens before and after those of the text itself."""
+    for start in range(len(token_ids) - len(bare) + 1):
+        end = start + len(bare)
+        if token_ids[start:end] == bare:
+            return token_ids[:start], token_ids[end:]
+    return [], []
+
+
+def _cut(token_ids: list[int], keep: int, side: str) -> list[int]:
+    return token_ids[:keep] if side == "right" else token_ids[len(token_ids) - keep :]
+
+
+def _decode_truncation(fields: Mapping[str, Any], model: ModelInfo) -> tuple[int | None, str]:
+    """How many tokens to keep, and the side that is cut."""
+    keep = int_field(fields, "truncate_prompt_tokens")
+    side = fields.get("truncation_side")
+    if side not in (None, "left", "right"):
+        raise type_error("truncation_side", "literal_error", "Input should be left or right")
+    if keep is not None and keep < -1:
+        raise type_error("truncate_prompt_tokens", "greater_than_equal", "Input should be greater than or equal to -1")
+    longest = model.max_model_len
+    if keep is not None and longest and keep > longest:
+        raise range_error(
+            "truncate_prompt_tokens",
+            f"truncate_prompt_tokens={keep} cannot be greater than max_model_len = {longest}. Please request a smaller truncation size.",
+            keep,
+        )
+    if keep == -1:
+        keep = longest or None
+    return keep, side or "right"
+
+
+def _checked(token_ids: list[int], model: ModelInfo) -> list[int]:
+    if not token_ids:
+        raise MalformedRequestError("The decoder prompt cannot be empty")
+    longest, count = model.max_model_len, len(token_ids)
+    if longest and count > longest:
+        raise range_error(
+            "input_tokens",
+            f"This model's maximum context length is {longest} tokens. However, you requested 0 output tokens and your prompt contains"
+            f" {count} input tokens, for a total of {count} tokens. Please reduce the length of the input prompt or the number of"
+            " requested output tokens.",
+            count,
+        )
+    return token_ids
