@@ -120,7 +120,7 @@ def test_the_cuts_of_data_planes_change_nothing(cut: int):
 
 
 def test_a_late_failure_of_a_unary_answer_still_has_its_status():
-    stream = Stream().ask(chat()).answer([ANSWER], trailers=[("grpc-status", "8"), ("grpc-message", "the queue is full")])
+    stream = Stream().ask(chat()).answer([frames(EVENTS[:1])], trailers=[("grpc-status", "8"), ("grpc-message", "the queue is full")])
     assert stream.immediate.status.code == 429
     assert json.loads(stream.immediate.body)["error"]["message"] == "the queue is full"
     assert stream.processor.is_over
@@ -350,7 +350,7 @@ def test_buffered_bodies_are_replaced_whole():
 
 
 def test_a_late_status_is_told_in_buffered_mode_too():
-    stream = Stream(mode=BUFFERED).ask(chat()).answer([ANSWER], trailers=[("grpc-status", "8")])
+    stream = Stream(mode=BUFFERED).ask(chat()).answer([frames(EVENTS[:1])], trailers=[("grpc-status", "8")])
     assert stream.immediate.status.code == 429
 
 

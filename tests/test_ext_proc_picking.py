@@ -8,6 +8,7 @@ import pytest
 
 from ext_proc_stream import (
     ANSWER,
+    EVENTS,
     CHAT,
     GENERATE,
     GRPC,
@@ -17,6 +18,7 @@ from ext_proc_stream import (
     Stream,
     body_message,
     chat,
+    frames,
     first,
     gateway,
     grpc_request,
@@ -161,7 +163,7 @@ def test_behind_another_picker_every_answer_goes_through_its_filter(stream_it: b
     trailers_only = Stream(behind).ask(request).answer(headers=(*GRPC_HEAD, *status), trailers=None)
     assert said(trailers_only) == ("400", "no")
     assert said(Stream(behind).ask(request).answer(trailers=status)) == ("400", "no")
-    late = Stream(behind).ask(chat()).answer([ANSWER], trailers=status)
+    late = Stream(behind).ask(chat()).answer([frames(EVENTS[:1])], trailers=status)
     assert said(late) == ("400", "no")
     assert late.response.removed_trailers == {"grpc-status", "grpc-message"}
     own = Stream(behind).ask(request).answer([b"no healthy upstream"], headers=[(":status", "503")], trailers=None)

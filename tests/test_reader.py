@@ -137,16 +137,46 @@ def test_ended_choices_close_the_call_when_none_is_left():
     [
         ([], lambda reader: reader.receive_trailers((("grpc-status", "0"),)), TruncatedResponseError),
         ([TokensEvent(token_ids=[1])], lambda reader: reader.receive_status(Code.OK, ""), TruncatedResponseError),
-        ([FinishEvent()], lambda reader: reader.receive_eof(), TruncatedResponseError),
-        ([FinishEvent()], lambda reader: reader.receive_trailers((("grpc-status", "14"),)), UpstreamStatusError),
-        ([FinishEvent()], lambda reader: reader.receive_status(Code.UNAVAILABLE, "gone"), UpstreamStatusError),
+        ([TokensEvent(token_ids=[1])], lambda reader: reader.receive_eof(), TruncatedResponseError),
+        ([TokensEvent(token_ids=[1])], lambda reader: reader.receive_trailers((("grpc-status", "14"),)), UpstreamStatusError),
+        ([TokensEvent(token_ids=[1])], lambda reader: reader.receive_status(Code.UNAVAILABLE, "gone"), UpstreamStatusError),
     ],
 )
-def test_success_is_a_finish_for_each_choice_and_then_status_ok(events, end, kind):
+def test_success_is_a_finish_for_each_choice(events, end, kind):
     reader = reader_of()
     feed(reader, *events)
     with pytest.raises(kind):
         end(reader)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda reader: reader.receive_eof(),
+        lambda reader: reader.receive_trailers((("grpc-status", "14"),)),
+        lambda reader: reader.receive_trailers(()),
+        lambda reader: reader.receive_status(Code.UNAVAILABLE, "gone"),
+    ],
+)
+def test_no_end_after_the_last_finish_takes_it_back(end):
+    reader = reader_of()
+    feed(reader, FinishEvent())
+    end(reader)
+    assert reader.state is State.CLOSED
+
+
+def test_two_statuses_that_contradict_each_other_are_an_error():
+    reader = CallReader(ENGINE, ENGINE.generate_path, choices=1, is_streamed=True, max_message_bytes=1000)
+    reader.receive_headers((("grpc-status", "0"),), 200)
+    feed(reader, FinishEvent())
+    with pytest.raises(UpstreamStatusError):
+        reader.receive_trailers((("grpc-status", "13"),))
+
+
+def test_informational_headers_say_nothing():
+    reader = CallReader(ENGINE, ENGINE.generate_path, choices=1, is_streamed=True, max_message_bytes=1000)
+    reader.receive_headers((("link", "x"),), 103)
+    assert reader.state is State.AWAIT_HEADERS
 
 
 def test_what_a_status_means_is_the_adapters_word():

@@ -383,10 +383,12 @@ def test_a_status_after_the_first_message_of_a_unary_answer_is_a_plain_answer():
     assert "choices" not in answer.json
 
 
-def test_a_status_after_the_finish_is_still_an_error():
-    answer = answer_to(call(stream=True), [wire(chunk("Hello"), end())], trailers=UNAVAILABLE)
-    assert error_in(answer)["code"] == 503
-    assert isinstance(answer.error, UpstreamStatusError)
+@pytest.mark.parametrize("made", both(), ids=["stream", "unary"])
+@pytest.mark.parametrize("trailers", [UNAVAILABLE, (), None])
+def test_an_answer_is_complete_with_its_last_finish_whatever_follows(made, trailers):
+    answer = answer_to(made, [wire(chunk("Hello"), end())], trailers=trailers)
+    assert (answer.status, answer.error) == (200, None)
+    assert answer.body == answer_to(made, [wire(chunk("Hello"), end())]).body
 
 
 @pytest.mark.parametrize("made", both(), ids=["stream", "unary"])
@@ -414,7 +416,7 @@ def test_an_end_inside_a_frame_is_truncation_even_with_status_ok():
     assert error_in(answer)["code"] == 502
 
 
-@pytest.mark.parametrize("events", [[], [chunk("Hello")], [chunk("Hello"), end()]])
+@pytest.mark.parametrize("events", [[], [chunk("Hello")]])
 def test_a_connection_that_ends_without_trailers_is_truncation(events):
     answer = answer_to(call(stream=True), [wire(*events)], trailers=None)
     assert isinstance(answer.error, TruncatedResponseError)
@@ -422,7 +424,7 @@ def test_a_connection_that_ends_without_trailers_is_truncation(events):
 
 
 def test_trailers_without_a_status_are_unknown():
-    assert answer_to(call(), [wire(end())], trailers=()).error.code is Code.UNKNOWN
+    assert answer_to(call(), [wire(chunk("Hello"))], trailers=()).error.code is Code.UNKNOWN
 
 
 def test_trailers_only_with_ok_is_truncation():

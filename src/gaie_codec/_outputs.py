@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import string
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 import msgspec
 
-from ._errors import CodecError, UnsupportedEndpointError
+from ._errors import Code, CodecError, UnsupportedEndpointError, UpstreamStatusError
 from .openai.errors import encode_error
 
+# Clients (the openai SDK too) retry 409 and whatever is 500 or more, if they are not told otherwise: when it may help, and when it cannot.
+_RETRY: Final = MappingProxyType(
+    {
+        Code.UNAVAILABLE: (("retry-after", "1"),),
+        Code.ALREADY_EXISTS: (("x-should-retry", "false"),),
+        Code.DEADLINE_EXCEEDED: (("x-should-retry", "false"),),
+        Code.UNIMPLEMENTED: (("x-should-retry", "false"),),
+    }
+)
 # Unknown fields are named in the header, and there is no end to what a client can send.
 _MAX_DROPPED_BYTES: Final = 2048
 _MAX_REQUEST_ID_LENGTH: Final = 256
@@ -46,6 +56,8 @@ Output: TypeAlias = ResponseHead | BodyChunk | EndOfBody | CancelCall
 def encode_error_response(error: CodecError) -> tuple[Output, ...]:
     """A whole HTTP answer that reports `error` in OpenAI's form, such as one that `Transcoder.request` raised."""
     extra = (("allow", error.allow),) if isinstance(error, UnsupportedEndpointError) and error.allow else ()
+    if isinstance(error, UpstreamStatusError):
+        extra = _RETRY.get(error.code, ())
     return encode_json_response(encode_error(error), status=error.http_status, headers=extra)
 
 

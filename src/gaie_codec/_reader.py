@@ -91,8 +91,11 @@ class CallReader:
             raise UsageError("the end of this response was received already")
 
     def receive_headers(self, headers: Headers | Mapping[str, str], status: int) -> None:
-        """The response headers, `status` being the HTTP status. A grpc-status among them may be a trailers-only answer."""
+        """The response headers, `status` being the HTTP status. A grpc-status among them may be a trailers-only answer. Informational
+        ones (1xx) say nothing of the response."""
         self.check_open()
+        if 100 <= status < 200:
+            return
         fields = as_mapping(headers)
         if "grpc-status" in fields:
             # Trailers-only, or a server that says it twice; which one is known when trailers or the end come.
@@ -187,6 +190,8 @@ class CallReader:
         """The connection or stream ended without trailers."""
         if self._status_in_headers is not None:
             self._close(decode_status(self._status_in_headers))
+        elif self.state is State.FINISHED:
+            self._close(None)
         elif self.state is not State.CLOSED:
             raise self._cut_short() or TruncatedResponseError("the response ended without a grpc-status")
 
@@ -213,6 +218,10 @@ class CallReader:
     def _close(self, status: UpstreamStatusError | None) -> None:
         if self.state is State.CLOSED:
             return
+        if self.state is State.FINISHED and self._status_in_headers is None:
+            # Every choice has its finish, which is what makes an answer complete: no end that comes later takes it back, but one that
+            # contradicts a status in the headers.
+            status = None
         if status is not None and self.adapter.decode_status is not None:
             status = UpstreamStatusError(*self.adapter.decode_status(status.code, status.words))
         fault = status if status is not None else self._cut_short()
