@@ -8,8 +8,8 @@ import pytest
 
 from ext_proc_stream import (
     ANSWER,
-    EVENTS,
     CHAT,
+    EVENTS,
     GENERATE,
     GRPC,
     GRPC_HEAD,
@@ -18,8 +18,8 @@ from ext_proc_stream import (
     Stream,
     body_message,
     chat,
-    frames,
     first,
+    frames,
     gateway,
     grpc_request,
     headers_message,

@@ -391,7 +391,7 @@ def act(name: str, actions: list[Any], response: Any, split: int = 1 << 30) -> l
 
 
 def framed(name: str, split: int = 1 << 30, **options: Any) -> Outcome:
-    # The recorded answers have two messages at most before the finish, none of which reaches a limit.
+    # gRPC libraries' own limit, under which the cases were observed.
     limits = Limits(max_message_bytes=4 * MEBIBYTE)
     call = ask("vllm.engine", {"model": "test-model", "messages": [{"role": "user", "content": "hi"}], "stream": True}, limits=limits)
     response = call.response(created=1)
@@ -465,7 +465,9 @@ def test_every_case_is_judged() -> None:
     assert {name for name, case in CASES.items() if case["group"] == "client"} == HOSTS.keys()
     actions = {action[0] for name in FRAMING for action in CASES[name]["server_actions"]}
     assert actions == {"headers", "headers_end", "info", "data", "trailers", "trailers_raw", *BELOW_THE_CORE}
-    formula = re.compile(r"OK: messages delivered, then normal end|[A-Z_]+: (HTTP error from the status mapping|messages delivered, then SSE)")
+    formula = re.compile(
+        r"OK: messages delivered, then normal end|[A-Z_]+: (HTTP error from the status mapping|messages delivered, then SSE)"
+    )
     assert {name for name in FRAMING if not formula.match(CASES[name]["expected"])} == JUDGED.keys()
 
 

@@ -27,7 +27,6 @@ from gaie_codec import (
     TruncatedResponseError,
     UnsupportedEndpointError,
     UnsupportedFieldError,
-    UpstreamStatusError,
     UsageError,
     encode_error_response,
     encode_frame,
