@@ -16,6 +16,7 @@ from gaie_codec import (
     Limits,
     Transcoder,
     UsageError,
+    __version__,
 )
 from gaie_codec.asgi.app import create_app
 from gaie_codec.asgi.server import run_serve
@@ -167,6 +168,12 @@ def test_bad_json_is_400():
         ("GET", CHAT, 405, "POST"),
         ("DELETE", "/v1/models", 405, "GET, HEAD"),
         ("POST", "/health", 405, "GET, HEAD"),
+        ("PUT", "/ping", 405, "GET, HEAD, POST"),
+        ("POST", "/load", 405, "GET, HEAD"),
+        ("POST", "/version", 405, "GET, HEAD"),
+        ("GET", "/tokenize", 405, "POST"),
+        ("GET", "/tokenizer_info", 404, None),
+        ("GET", "/v1/models/nothing", 404, None),
     ],
 )
 def test_no_such_endpoint(method, path, status, allow):
@@ -341,6 +348,58 @@ def test_models():
     client = ask(ScriptedUpstream(), "GET", "/v1/models")
     [model] = json.loads(client.body)["data"]
     assert (model["id"], model["max_model_len"]) == ("tiny", 4096)
+
+
+def test_local_answers_ask_nobody():
+    upstream = ScriptedUpstream()
+    assert json.loads(ask(upstream, "GET", "/v1/models/tiny").body)["id"] == "tiny"
+    assert json.loads(ask(upstream, "GET", "/version").body) == {"version": __version__}
+    tokens = json.loads(ask(upstream, "POST", "/tokenize", b'{"prompt": "hi"}').body)["tokens"]
+    assert tokens == TOKENIZER.encode("hi", add_special_tokens=True)
+    text = json.dumps({"prompt": "word " * 20_000}).encode()
+    long = ask(upstream, "POST", "/tokenize", text)  # in a thread
+    assert json.loads(long.body)["count"] > 20_000
+    back = ask(upstream, "POST", "/detokenize", json.dumps({"tokens": tokens}).encode())
+    assert (json.loads(back.body), back.headers["content-type"]) == ({"prompt": "hi"}, "application/json")
+    assert not upstream.asked
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
+def test_ping_is_health_by_another_name(method):
+    client = ask(ScriptedUpstream(b"\x08\x01"), method, "/ping")
+    assert (client.status, client.body) == (200, b"")
+    assert ask(ScriptedUpstream((Code.UNAVAILABLE, "down")), method, "/ping").status == 503
+
+
+def test_load_is_what_a_model_server_is_answering():
+    loads = []
+
+    async def main():
+        async def look(_):
+            other = Client(ScriptedUpstream())
+            other.app = client.app
+            await other.request("GET", "/load")
+            loads.append(json.loads(other.body))
+
+        client = Client(ScriptedUpstream(*WHOLE), on_send=None)
+        await look(None)
+        sent = client.sent
+        done = False
+
+        async def once(message):
+            nonlocal done
+            if not done:
+                done = True
+                await look(message)
+
+        client.on_send = once
+        await client.request("POST", CHAT, chat())
+        assert sent
+        client.on_send = None
+        await look(None)
+
+    asyncio.run(main())
+    assert loads == [{"server_load": 0}, {"server_load": 1}, {"server_load": 0}]
 
 
 def test_a_server_without_any_health_method_is_well_as_far_as_one_knows():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from . import adapters, snapshots
+from . import _local, adapters, snapshots
 from ._calls import Call, UpstreamCall, check_calls, plan, plan_embeddings
 from ._errors import MalformedRequestError, RequestTooLargeError, UnsupportedEndpointError, UnsupportedFieldError, UsageError
 from ._events import InferenceRequest, ModelInfo
@@ -23,6 +23,7 @@ from ._fit import fit, fit_embedding
 from ._framing import DEFAULT_MAX_MESSAGE_BYTES
 from ._grpc_in import RANK, decode_rank
 from ._metadata import FORWARDED, Headers, as_mapping, is_metadata_value
+from ._outputs import Output, encode_json_response
 from .adapters.base import Adapter
 from .openai import ENDPOINTS, chat, passthrough, sampling
 from .openai.endpoint import Asked, Decoded, Endpoint
@@ -140,8 +141,7 @@ class Transcoder:
             raise UnsupportedEndpointError(f"the endpoint {route[:100]!r} {known}; there is {', '.join(self.paths)}")
         if method != "POST":
             raise UnsupportedEndpointError(f"{route} takes POST", http_status=405, allow="POST")
-        if len(body) > self.limits.max_request_bytes:
-            raise RequestTooLargeError(f"the body of {len(body)} bytes is over the limit of {self.limits.max_request_bytes}")
+        self._check_size(body)
         fields = as_mapping(headers)
         _check_content(fields)
         asked = Asked(
@@ -159,6 +159,30 @@ class Transcoder:
             return self._pass_through(kind, body_path, fields, body, asked)
         assert endpoint is not None
         return self._transcode(endpoint, fields, endpoint.decode_request(body, asked))
+
+    def answer(
+        self, method: str, path: str, headers: Headers | Mapping[str, str], body: bytes, *, created: int, version: str = ""
+    ) -> tuple[Output, ...] | None:
+        """The whole answer to a request that needs no model server, None for any other: `/v1/models`, `/v1/models/{id}`, `/version`,
+        `/tokenize` and `/detokenize`.
+
+        `path` has no escapes of URLs. `created` is in seconds since the epoch; `version` stands in where the server told none. Raises
+        RequestError.
+        """
+        route = path.partition("?")[0]
+        if not _local.is_local(route, has_tokenizer=self.tokenizer is not None):
+            return None
+        _local.check_method(method, route)
+        self._check_size(body)
+        if method == "POST":
+            _check_content(as_mapping(headers))
+        asked = Asked(request_id="", tokenizer=self.tokenizer, model=self.model)
+        told = _local.encode_answer(route, body, asked, self.adapter, created=created, version=version, loras=self.lora_models)
+        return encode_json_response(told)
+
+    def _check_size(self, body: bytes) -> None:
+        if len(body) > self.limits.max_request_bytes:
+            raise RequestTooLargeError(f"the body of {len(body)} bytes is over the limit of {self.limits.max_request_bytes}")
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -28,8 +28,8 @@ from .. import (
     encode_error_response,
     encode_json_response,
 )
+from .. import __version__ as _own_version
 from .._sse import CONTENT_TYPE
-from ..openai import models
 from ..telemetry import RequestMeter
 from ..upstream import check_health
 
@@ -45,6 +45,9 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 HEALTH_PATH: Final = "/health"
+PING_PATH: Final = "/ping"  # SageMaker's name for it
+LOAD_PATH: Final = "/load"
+_HOST_PATHS: Final = {HEALTH_PATH: "GET, HEAD", PING_PATH: "GET, HEAD, POST", LOAD_PATH: "GET, HEAD"}
 # A longer body is decoded in a thread: tokenizing takes 0.4 ms per KiB, in which no other stream would get its tokens.
 _MAX_INLINE_BYTES: Final = 32 * 1024
 # Between two pieces. Shorter than the grace that SIGTERM gives, so that a client which never sends its body does not use it up.
@@ -62,7 +65,7 @@ def create_app(
     metrics: Metrics | None = None,
     tracing: Tracing | None = None,
 ) -> ASGIApp:
-    """The application: the transcoder's endpoints, GET /v1/models and GET /health. `upstream` stays the caller's to close.
+    """The application: the transcoder's endpoints and local answers, /health, /ping and /load. `upstream` stays the caller's to close.
 
     `request_timeout_s` is the deadline of a whole answer, None for none; a health check has its own. `metrics` and `tracing` are told of
     every request (`gaie_codec.telemetry`).
@@ -127,10 +130,8 @@ class _App:
         self._transcoder = transcoder
         self._request_timeout_s = request_timeout_s
         self._health_timeout_s = health_timeout_s
-        model = transcoder.model
-        self._models = models.encode_models(
-            model.names, created=int(time.time()), max_model_len=model.max_model_len, adapters=transcoder.lora_models
-        )
+        self._started = int(time.time())
+        self._running = 0  # requests that a model server is answering
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -166,28 +167,44 @@ class _App:
             meter.end()
 
     async def _answer(self, method: str, path: str, headers: dict[str, str], receive: Receive, reply: _Reply) -> None:
-        if path in (HEALTH_PATH, models.PATH) and method not in ("GET", "HEAD"):
-            raise UnsupportedEndpointError(f"{path} takes GET", http_status=405, allow="GET, HEAD")
-        if path == models.PATH:
-            await reply.send(encode_json_response(self._models))
-        elif path == HEALTH_PATH:
-            await self._check_health()
-            await reply.send((ResponseHead(200, (("content-length", "0"),)), EndOfBody()))
+        allow = _HOST_PATHS.get(path)
+        if allow is not None:
+            await self._answer_for_host(method, path, allow, reply)
         else:
-            # Only a POST can have an endpoint; for all else the transcoder knows the error without the body.
+            # Only a POST can have an endpoint with a body; for all else the transcoder knows the answer without it.
             body = await self._read_body(headers, receive) if method == "POST" else b""
             reply.meter.client_bytes_received = len(body)
-            decode = self._transcoder.request
             own_id = uuid.uuid4().hex
             if len(body) > _MAX_INLINE_BYTES:
-                call = await asyncio.to_thread(decode, method, path, headers, body, request_id=own_id)
+                call = await asyncio.to_thread(self._decode, method, path, headers, body, own_id)
             else:
-                call = decode(method, path, headers, body, request_id=own_id)
+                call = self._decode(method, path, headers, body, own_id)
+            if isinstance(call, tuple):
+                await reply.send(call)
+                return
             reply.dropped = reply.meter.dropped = call.dropped
             reply.meter.model = call.inference.model
             if "x-request-id" not in headers:
                 reply.request_id = call.id
-            await self._run(call, receive, reply)
+            self._running += 1
+            try:
+                await self._run(call, receive, reply)
+            finally:
+                self._running -= 1
+
+    def _decode(self, method: str, path: str, headers: dict[str, str], body: bytes, own_id: str) -> Call | tuple[Output, ...]:
+        """The call to make, or the answer where none is needed."""
+        answer = self._transcoder.answer(method, path, headers, body, created=self._started, version=_own_version)
+        return answer if answer is not None else self._transcoder.request(method, path, headers, body, request_id=own_id)
+
+    async def _answer_for_host(self, method: str, path: str, allow: str, reply: _Reply) -> None:
+        if method not in allow.split(", "):
+            raise UnsupportedEndpointError(f"{path} takes {allow.partition(',')[0]}", http_status=405, allow=allow)
+        if path == LOAD_PATH:
+            await reply.send(encode_json_response(b'{"server_load":%d}' % self._running))
+        else:
+            await self._check_health()
+            await reply.send((ResponseHead(200, (("content-length", "0"),)), EndOfBody()))
 
     async def _read_body(self, headers: dict[str, str], receive: Receive) -> bytes:
         limit = self._transcoder.limits.max_request_bytes

@@ -103,7 +103,8 @@ def _known_as(dialect: str, digest: str, baseline: str) -> str:
 def _used(adapter: Adapter, baseline: snapshots.Snapshot, candidate: snapshots.Snapshot) -> frozenset[str]:
     """Full names of the messages that the codec sends or receives: those of the paths in the adapter."""
     bodies = adapter.passthrough.paths.values() if adapter.passthrough is not None else ()
-    named = (*adapter.generate_paths, *adapter.info_paths, *bodies, adapter.tokenizer_path, adapter.health_path)
+    embed = adapter.embed.path if adapter.embed is not None else None
+    named = (*adapter.generate_paths, *adapter.info_paths, *bodies, embed, adapter.tokenizer_path, adapter.health_path)
     paths = [path for path in named if path is not None]
     found: set[str] = set()
     for snapshot in (baseline, candidate):

@@ -91,7 +91,7 @@ def services(adapter: Adapter, engine: Engine) -> Services:
 
     async def get_server_info(_message: Any, _: Any) -> Any:
         answer = info("GetServerInfo")
-        answer.version = snapshot.name
+        answer.version = engine.model.server_version or snapshot.name
         return answer
 
     async def list_models(_message: Any, _: Any) -> Any:

@@ -163,7 +163,7 @@ def services(adapter: Adapter, engine: Engine) -> Services:
     async def get_server_info(_message: Any, _: Any) -> Any:
         answer = control("GetServerInfo")
         answer.MergeFrom(server_info(adapter, engine, type(answer)()))
-        answer.engine_version = snapshot.name
+        answer.engine_version = engine.model.server_version or snapshot.name
         answer.api_version = "vllm"
         answer.instance_id = "sim"
         if snapshot.has_field("ServerInfo", "proto_version"):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from .. import Code, CodecError, Usage
-from ..openai import ENDPOINTS, models, passthrough
+from .._local import PATHS as LOCAL_PATHS
+from ..openai import ENDPOINTS, passthrough
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 MODES: Final = ("http-in-grpc-out", "grpc-in-grpc-out", "grpc-bridged", "passthrough", "local", "refused")
 """What can become of a request. Bridged is a gRPC call that goes to a server of another dialect; local is answered by the shim."""
 
-PATHS: Final = frozenset((*ENDPOINTS, *passthrough.PATHS, models.PATH, "/health"))
+PATHS: Final = frozenset((*ENDPOINTS, *passthrough.PATHS, *LOCAL_PATHS, "/health", "/ping", "/load"))
 """Paths that are known, and no text that a client made up."""
 
 CANCELLED: Final = "cancelled"

@@ -145,6 +145,14 @@ class HuggingFaceTokenizer:
         except BaseException as error:  # a vocabulary without an unknown token; or a panic, which is no Exception (11 MB of spaces)
             raise MalformedRequestError(f"the model's tokenizer cannot encode this text of {len(text)} characters") from error
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of all of them at once, special tokens included; what is no character is U+FFFD."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Each as the vocabulary spells it, which is not text: byte-level vocabularies write a space as \u0120."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],

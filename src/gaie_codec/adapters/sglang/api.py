@@ -113,6 +113,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             is_generation=model.is_generation if model is not None else True,
             max_model_len=(server.max_context_length if server is not None else 0) or next((card.max_model_len for card in cards), 0),
             default_sampling_params=decode_json_object(preferred, "preferred_sampling_params"),
+            server_version=server.version if server is not None else "",
             lora_adapters={card.id: card.id for card in cards if card.HasField("parent")},
             tool_call_parser=model.tool_call_parser if model is not None else "",
             reasoning_parser=model.reasoning_parser if model is not None else "",
@@ -133,6 +134,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         if info.reasoning_parser:
             model.reasoning_parser = info.reasoning_parser
         server.max_context_length = info.max_model_len
+        server.version = info.server_version
         answers = {_MODEL_PATH: model, _SERVER_PATH: server}
         if has_models:
             models: Any = snapshot.method_at(_MODELS_PATH).response()

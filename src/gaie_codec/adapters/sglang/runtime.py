@@ -146,6 +146,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             lora_adapters={card.id: card.id for card in cards if card.HasField("parent")},
             tool_call_parser=str(started_with.get("tool_call_parser") or ""),
             reasoning_parser=str(started_with.get("reasoning_parser") or ""),
+            server_version=str(started_with.get("version") or ""),
         )
 
     def encode_model_info(info: ModelInfo) -> dict[str, Any]:
@@ -155,7 +156,9 @@ def adapter(snapshot: Snapshot) -> Adapter:
         model.json_info = msgspec.json.encode(told).decode()
         parsers = {name: getattr(info, name) or None for name in ("tool_call_parser", "reasoning_parser")}
         server: Any = snapshot.method_at(_SERVER_PATH).response()
-        server.json_info = msgspec.json.encode({**told, **parsers, "incremental_streaming_output": False}).decode()
+        server.json_info = msgspec.json.encode(
+            {**told, **parsers, "version": info.server_version, "incremental_streaming_output": False}
+        ).decode()
         models: Any = snapshot.method_at(_MODELS_PATH).response()
         models.models.add(id=info.served_model_name, root=info.served_model_name, max_model_len=info.max_model_len)
         for name in info.lora_adapters:

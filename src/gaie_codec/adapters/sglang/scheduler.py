@@ -216,7 +216,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
 
     def decode_model_info(answers: Mapping[str, Any]) -> ModelInfo:
         message, loras = answers.get(_INFO_PATH, info_type(is_generation=True)), answers.get(_LORA_PATH)
-        started_with = answers[_SERVER_PATH].server_args if _SERVER_PATH in answers else {}
+        server = answers.get(_SERVER_PATH)
+        started_with = server.server_args if server is not None else {}
         text = message.default_sampling_params_json if "default_sampling_params_json" in info_fields else ""
         return ModelInfo(
             model_path=message.model_path,
@@ -230,6 +231,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             lora_adapters={one.lora_name: one.lora_id for one in loras.loaded_adapters} if loras is not None else {},
             tool_call_parser=_text(started_with, "tool_call_parser"),
             reasoning_parser=_text(started_with, "reasoning_parser"),
+            server_version=server.sglang_version if server is not None else "",
         )
 
     def encode_model_info(info: ModelInfo) -> dict[str, Any]:
@@ -253,6 +255,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             server: Any = snapshot.method_at(_SERVER_PATH).response()
             for name in ("tool_call_parser", "reasoning_parser"):
                 server.server_args[name] = getattr(info, name) or None
+            server.sglang_version = info.server_version
             answers[_SERVER_PATH] = server
         return answers
 

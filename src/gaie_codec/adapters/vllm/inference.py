@@ -127,6 +127,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             served_model_name=model.served_model_name if model is not None else "",
             aliases=tuple(model.served_model_aliases) if model is not None else (),
             max_model_len=server.max_model_len if server is not None else 0,
+            server_version=server.engine_version if server is not None else "",
             is_multimodal=model.supports_multimodal if model is not None and has_multimodal else None,
             lora_adapters={one.lora_name: one.lora_name for one in loras.adapters} if loras is not None else {},
             tool_call_parser=model.tool_call_parser if model is not None and has_parsers else "",
@@ -138,6 +139,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             return {}
         server: Any = snapshot.method_at(_SERVER_PATH).response()
         server.max_model_len = info.max_model_len
+        server.engine_version = info.server_version
         model: Any = snapshot.method_at(_MODEL_PATH).response()
         model.model_id = info.model_path
         model.served_model_name = info.served_model_name
