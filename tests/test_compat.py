@@ -420,8 +420,8 @@ def test_it_agrees_with_what_requests_meet() -> None:
             if " " not in row:  # which is one value of a field that is otherwise sent
                 assert not is_refused or found.refused or not all(can), (row, dialect)
             assert not (is_refused and found.gateway), (row, dialect)
-    assert "yet" in compat.explain("echo").refused
-    assert "/v1/completions" in compat.explain("logprobs").refused
+    assert "yet" in compat.explain("thinking_token_budget").refused
+    assert "/v1/completions" in compat.explain("prompt_embeds").refused
     assert "yet" in as_text(report.of_explanations([compat.explain("suffix")]))
     assert "emulated: sampling_params.regex" in as_text(report.of_explanations([compat.explain("constraint.choice")]))
 

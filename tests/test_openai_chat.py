@@ -564,6 +564,44 @@ def test_unknown_fields_are_accepted_and_reported():
     assert decode({"zeta": 1, "alpha": None, "": 0}).ignored == ("", "alpha", "zeta")
 
 
+def test_log_probabilities_of_the_prompt_are_asked_for():
+    assert decode({"prompt_logprobs": 2}).inference.sampling.prompt_logprobs == 2
+    assert decode({"prompt_logprobs": 0, "stream": True}).inference.sampling.prompt_logprobs == 0
+    assert refused(prompt_logprobs=1, stream=True).message.startswith("`prompt_logprobs` are not available when `stream=True`.")
+    assert refused(prompt_logprobs=-2).param == refused(prompt_logprobs=21).param == "prompt_logprobs"
+    assert f"Requested sample logprobs of {TOKENIZER.vocab_size}," in refused(logprobs=True, top_logprobs=-1).message
+
+
+ASSISTANT = {"role": "assistant", "content": "So"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "role", "echo"),
+    [
+        ({}, "assistant", ""),
+        ({"messages": [USER, ASSISTANT]}, "assistant", "So"),
+        (
+            {"messages": [USER, ASSISTANT | {"content": [{"type": "text", "text": "So"}, {"type": "text", "text": "it"}]}]},
+            "assistant",
+            "So\nit",
+        ),
+        ({"messages": [USER, ASSISTANT | {"content": None}]}, "assistant", ""),
+        ({"add_generation_prompt": False}, "user", USER["content"]),
+        ({"messages": [USER, ASSISTANT], "add_generation_prompt": False, "continue_final_message": True}, "assistant", "So"),
+    ],
+)
+def test_an_echo_is_the_message_that_goes_on(fields, role, echo):
+    options = decode({"echo": True, **fields}).options
+    assert (options.role, options.echo) == (role, echo)
+    assert decode(fields).options.echo == ""
+
+
+def test_the_prompts_text_is_shown_to_who_asks():
+    text = decode({"return_prompt_text": True}).options.prompt_text
+    assert USER["content"] in text
+    assert decode().options.prompt_text is None
+
+
 def test_every_field_is_in_one_table():
     assert not chat.READ & chat.ADVISORY
     assert not chat.READ & set(chat.REFUSED)
@@ -614,8 +652,13 @@ ASKING = {
     "allowed_token_ids": [5],
     "response_format": {"type": "json_object"},
     "structured_outputs": {"regex": "a"},
+    "echo": True,
+    "prompt_logprobs": 1,
+    "return_prompt_text": True,
+    "return_tokens_as_token_ids": True,
 }
 NEEDS = {
+    "echo": {"add_generation_prompt": False},
     "stream_options": {"stream": True},
     "top_logprobs": {"logprobs": True},
     "truncation_side": {"truncate_prompt_tokens": 2},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,14 +14,17 @@ from gaie_codec import (
     MalformedRequestError,
     ModelInfo,
     ModelNotFoundError,
+    PromptLogprob,
     RequestError,
+    TokenLogprob,
     TokensEvent,
     Transcoder,
     UnsupportedFieldError,
+    adapters,
 )
 from gaie_codec.openai import chat, completions
 from gaie_codec.tokenizer_sources import load_tokenizer
-from strategies import answer_to, answer_to_all, frames_of
+from strategies import answer_to, answer_to_all, frames_of, scripts, told
 
 TOKENIZER = load_tokenizer("builtin")
 TRANSCODER = Transcoder("vllm.engine", tokenizer=TOKENIZER)
@@ -109,14 +113,9 @@ def test_sixteen_tokens_unless_told_and_the_rest_of_the_context_for_null():
 
 
 REFUSALS = [
-    ("logprobs", 3),
-    ("echo", True),
     ("suffix", "x"),
-    ("best_of", 2),
     ("prompt_embeds", "x"),
     ("use_beam_search", True),
-    ("prompt_logprobs", 1),
-    ("return_tokens_as_token_ids", True),
 ]
 
 
@@ -138,7 +137,8 @@ def test_every_field_of_chat_has_its_place_here():
     here = completions.READ | completions.ADVISORY | completions.REFUSED.keys()
     of_messages = set(
         "messages chat_template add_generation_prompt continue_final_message chat_template_kwargs reasoning_effort tools tool_choice"
-        " documents top_logprobs max_completion_tokens".split()
+        " documents top_logprobs max_completion_tokens return_prompt_text"
+        " parallel_tool_calls include_reasoning".split()
     )
     assert (chat.READ | chat.ADVISORY | chat.REFUSED.keys()) - here == of_messages
     assert not completions.READ & completions.REFUSED.keys()
@@ -204,6 +204,251 @@ def test_choices_of_several_prompts_and_the_ids_of_theirs():
     parts = {chunk["choices"][0]["index"]: chunk["choices"][0] for chunk in streamed.events[:-1]}
     assert [parts[index]["token_ids"] for index in range(4)] == [[40], [41], [42], [43]]
     assert [parts[index]["prompt_token_ids"] for index in range(4)] == [prompts[0]] * 2 + [prompts[1]] * 2
+
+
+# Log probabilities and echo
+
+
+ABC = ids("a b c", special=False)
+
+
+def entry(token_id, logprob=-0.5, *others):
+    return TokenLogprob(token_id=token_id, logprob=logprob, top=((token_id, logprob), *others))
+
+
+def token(token_id, **more):
+    return TokensEvent(token_ids=[token_id], logprobs=(entry(token_id, -0.5, (ids("x", special=False)[0], -1.5)),), **more)
+
+
+PROMPT_IDS = ids("Hello")
+PROMPT = (
+    PromptLogprob(token_id=PROMPT_IDS[0]),
+    *(PromptLogprob(token_id=one, logprob=-1.0, rank=1, top=((one, -1.0), (ABC[0], -2.0))) for one in PROMPT_IDS[1:]),
+)
+FINISH = FinishEvent(finish_reason="length", prompt_tokens=len(PROMPT_IDS))
+
+
+def streamed_and_unary(*events, **fields):
+    """The pieces of the one choice of a stream, and the choice of the unary answer to the same."""
+    stream = answer_to(ask(stream=True, **fields), [wire(*events)])
+    whole = answer_to(ask(**fields), [wire(*events)])
+    assert stream.error is whole.error is None
+    return [event["choices"][0] for event in stream.events[:-1]], whole.json["choices"][0]
+
+
+@pytest.mark.parametrize(("value", "asked"), [(None, None), (0, 0), (3, 3), (True, 1), ("2", 2), (20, 20)])
+def test_logprobs_are_a_number(value, asked):
+    call = ask(logprobs=value)
+    assert call.inference.sampling.logprobs == asked
+    assert call.inference.sampling.prompt_logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("logprobs", 21), ("logprobs", -1), ("logprobs", -2), ("prompt_logprobs", 21), ("prompt_logprobs", -1)]
+)
+def test_too_many_logprobs_are_refused(field, value):
+    error = refused(MalformedRequestError, **{field: value})
+    assert error.param == field
+    if value > -2:
+        kind, most = ("prompt" if field.startswith("prompt") else "sample"), TOKENIZER.vocab_size if value == -1 else value
+        assert error.message.startswith(f"Requested {kind} logprobs of {most}, which is greater than max allowed: 20")
+
+
+def test_no_stream_has_room_for_those_of_the_prompt():
+    error = refused(MalformedRequestError, prompt_logprobs=1, stream=True)
+    assert error.message == "`prompt_logprobs` are not available when `stream=True`. (parameter=prompt_logprobs)"
+    assert ask(prompt_logprobs=0, stream=True).inference.sampling.prompt_logprobs == 0
+    assert refused(MalformedRequestError, prompt_logprobs=-2).param == "prompt_logprobs"
+
+
+def test_columns_go_on_from_chunk_to_chunk():
+    parts, whole = streamed_and_unary(*map(token, ABC), FINISH, logprobs=2)
+    assert [part["logprobs"]["text_offset"] for part in parts] == [[0], [1], [3], []]
+    assert whole["logprobs"] == {
+        "text_offset": [0, 1, 3],
+        "token_logprobs": [-0.5] * 3,
+        "tokens": ["a", " b", " c"],
+        "top_logprobs": [{text: -0.5, "x": -1.5} for text in ("a", " b", " c")],
+    }
+
+
+def test_the_sampled_token_comes_first_and_of_equal_texts_the_last_counts():
+    broken = ids("\N{SAUROPOD}", special=False)
+    tops = TokenLogprob(token_id=broken[0], logprob=-0.5, top=((ABC[0], -0.125), (broken[1], -0.25), (broken[0], -0.5)))
+    _, whole = streamed_and_unary(TokensEvent(token_ids=broken[:1], logprobs=(tops,)), FINISH, logprobs=3)
+    assert len(broken) > 1
+    assert list(whole["logprobs"]["top_logprobs"][0].items()) == [("", -0.25), ("a", -0.125)]
+
+
+def test_ids_for_texts():
+    _, whole = streamed_and_unary(*map(token, ABC[:2]), FINISH, logprobs=1, return_tokens_as_token_ids=True)
+    names = [f"token_id:{one}" for one in ABC[:2]]
+    assert whole["logprobs"]["tokens"] == names
+    assert whole["logprobs"]["text_offset"] == [0, len(names[0])]
+    assert [list(top) for top in whole["logprobs"]["top_logprobs"]] == [[name] for name in names]
+    host = Transcoder("vllm.engine", tokenizer=TOKENIZER, return_tokens_as_token_ids=True)
+    for asked, shown in ((None, names[:1]), (False, ["a"])):
+        body = {"prompt": "Hello", "logprobs": 0, "return_tokens_as_token_ids": asked}
+        call = host.request("POST", PATH, (), json.dumps(body).encode(), request_id="r")
+        assert answer_to(call, [wire(token(ABC[0]), FINISH)]).json["choices"][0]["logprobs"]["tokens"] == shown
+
+
+def test_echo_begins_the_first_chunk_of_each_choice():
+    fields = {"prompt": ["Hello", [*ABC[:2]]], "n": 2, "echo": True}
+    streams = [
+        [
+            wire(
+                *(TokensEvent(index=index, token_ids=[ABC[2]]) for index in (0, 1)),
+                *(FinishEvent(index=index, finish_reason="length") for index in (0, 1)),
+            )
+        ]
+    ] * 2
+    unary = answer_to_all(ask(**fields), streams)
+    assert [choice["text"] for choice in unary.json["choices"]] == ["Hello c"] * 2 + ["a b c"] * 2
+    streamed = answer_to_all(ask(stream=True, **fields), streams)
+    firsts = [event["choices"][0] for event in streamed.events[:-1] if event["choices"][0]["finish_reason"] is None]
+    assert [(first["index"], first["text"]) for first in firsts] == [(0, "Hello c"), (1, "Hello c"), (2, "a b c"), (3, "a b c")]
+    assert [first["prompt_token_ids"] for first in firsts] == [ids("Hello")] * 2 + [ABC[:2]] * 2, (
+        "as by vLLM, which sends them with an echo"
+    )
+
+
+def test_an_echo_comes_though_nothing_is_generated():
+    parts, whole = streamed_and_unary(FinishEvent(finish_reason="stop"), echo=True)
+    assert [part["text"] for part in parts] == [whole["text"]] == ["Hello"]
+
+
+def test_ids_of_the_prompt_instead_of_its_text():
+    parts, whole = streamed_and_unary(TokensEvent(token_ids=ABC[:1]), FINISH, echo=True, return_token_ids=True)
+    assert [part["text"] for part in parts] == [whole["text"], ""] == ["a", ""]
+    assert parts[0]["prompt_token_ids"] == whole["prompt_token_ids"] == PROMPT_IDS
+    assert whole["token_ids"] == ABC[:1]
+
+
+def test_echo_with_logprobs_asks_for_those_of_the_prompt():
+    assert ask(echo=True, logprobs=2).inference.sampling.prompt_logprobs == 2
+    assert ask(echo=True, logprobs=2, prompt_logprobs=3).inference.sampling.prompt_logprobs == 3
+    assert ask(echo=True).inference.sampling.prompt_logprobs is None
+    first = TokensEvent(token_ids=ABC[:1], logprobs=(entry(ABC[0]),), prompt_logprobs=PROMPT)
+    parts, whole = streamed_and_unary(first, FINISH, echo=True, logprobs=1)
+    texts = [TOKENIZER.detokenizer((), skip_special_tokens=False).peek(one) for one in PROMPT_IDS]
+    assert whole["logprobs"]["tokens"] == parts[0]["logprobs"]["tokens"] == [*texts, "a"]
+    assert whole["logprobs"]["token_logprobs"] == [None, *[-1.0] * (len(texts) - 1), -0.5]
+    assert whole["logprobs"]["top_logprobs"][0] is None
+    assert whole["logprobs"]["text_offset"][-1] == len("".join(texts))
+    assert whole["prompt_logprobs"][0] is None
+    assert "prompt_logprobs" not in parts[0]
+
+
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_an_echo_of_nothing_but_the_prompt_hides_the_one_token(logprobs):
+    fields = {"echo": True, "max_tokens": 0, "logprobs": logprobs}
+    assert ask(**fields).inference.sampling.max_tokens == 1
+    first = TokensEvent(token_ids=ABC[:1], logprobs=(entry(ABC[0]),), prompt_logprobs=PROMPT)
+    parts, whole = streamed_and_unary(first, FINISH, **fields)
+    assert [part["text"] for part in parts] == [whole["text"]] == ["Hello"]
+    if logprobs:
+        assert len(whole["logprobs"]["tokens"]) == len(PROMPT_IDS)
+        assert parts[0]["logprobs"] == whole["logprobs"]
+    assert answer_to(ask(**fields), [wire(first, FINISH)]).json["usage"]["completion_tokens"] == 1
+
+
+def test_prompt_logprobs_are_vllms():
+    answer = answer_to(ask(prompt_logprobs=2), [wire(FinishEvent(token_ids=ABC[:1], prompt_logprobs=PROMPT, finish_reason="length"))])
+    first, second, *_ = answer.json["choices"][0]["prompt_logprobs"] + [None]
+    assert first is None
+    if second is not None:
+        text = TOKENIZER.detokenizer((), skip_special_tokens=False).peek(PROMPT_IDS[1])
+        assert second == {
+            str(PROMPT_IDS[1]): {"logprob": -1.0, "rank": 1, "decoded_token": text},
+            str(ABC[0]): {"logprob": -2.0, "rank": 2, "decoded_token": "a"},
+        }
+
+
+def test_no_logprob_is_lost_while_text_is_held_back():
+    stop = "b c d"
+    parts, whole = streamed_and_unary(*map(token, ABC), FinishEvent(finish_reason="length"), logprobs=0, stop=[stop])
+    assert [part["text"] for part in parts][:2] == ["a", " "], "the beginning of a stop string is held back"
+    assert [part["logprobs"]["tokens"] for part in parts][:3] == [["a"], [" b"], [" c"]]
+    assert whole["text"] == "a b c"
+
+
+def fold(answer):
+    """What a client that puts a stream together gets, in the form of a unary body."""
+    *chunks, last, done = answer.events
+    assert done == "[DONE]"
+    choices = {}
+    for chunk in chunks:
+        for part in chunk["choices"]:
+            choice = choices.setdefault(part["index"], {"index": part["index"], "text": "", "logprobs": None})
+            choice["text"] += part["text"]
+            if part["logprobs"] is not None:
+                known = choice["logprobs"] or {key: [] for key in part["logprobs"]}
+                choice["logprobs"] = {key: known[key] + part["logprobs"][key] for key in known}
+            if "token_ids" in part:
+                choice["token_ids"] = choice.get("token_ids", []) + part["token_ids"]
+            choice |= {key: part[key] for key in ("prompt_token_ids", "finish_reason", "stop_reason") if key in part}
+    head = {key: last[key] for key in ("id", "object", "created", "model", "usage", "system_fingerprint")}
+    return {**head, "choices": [choices[index] for index in sorted(choices)]}
+
+
+TOKEN_IDS = st.sampled_from([*ids("a STOP b \N{SAUROPOD}e\u0301", special=False), *TOKENIZER.eos_token_ids, 300])
+HOSTS = {
+    dialect: Transcoder(dialect, tokenizer=TOKENIZER, model=ModelInfo(max_model_len=4096), passthrough=False)
+    for dialect in adapters.DIALECTS
+}
+
+
+@pytest.mark.parametrize("host", [pytest.param(host, id=dialect) for dialect, host in HOSTS.items()])
+@given(data=st.data())
+def test_folding_the_stream_gives_the_unary_body(host, data):
+    optional = {
+        "logprobs": st.integers(0, 2),
+        "echo": st.booleans(),
+        "return_token_ids": st.booleans(),
+        "return_tokens_as_token_ids": st.booleans(),
+        "stop": st.sampled_from(["STOP", ["b", "zz"]]),
+        "max_tokens": st.integers(0, 8),
+        "n": st.integers(1, 2),
+        "stop_token_ids": st.just(ABC[:1]),
+        "prompt": st.sampled_from(["Hello", ["Hello", "a b"], [5, 6], [[5], [6, 7]]]),
+    }
+    if "include_stop_str_in_output" in host.adapter.carries:
+        optional["include_stop_str_in_output"] = st.booleans()
+    fields = data.draw(st.fixed_dictionaries({}, optional=optional))
+    if fields.get("max_tokens") == 0:
+        fields["echo"] = True
+    body = {"prompt": "Hello", **fields}
+
+    def call(**more):
+        return host.request("POST", PATH, (), json.dumps({**body, **more}).encode(), request_id="r")
+
+    asked = call(stream=True, stream_options={"include_usage": True})
+    streams = []
+    for prompt in range(len(asked.prompts)):
+        script = data.draw(scripts(token_ids=TOKEN_IDS, n=fields.get("n", 1), logprobs=True, max_pieces=4))
+        entries = tuple(
+            PromptLogprob(token_id=one, logprob=-0.5 if place else None) for place, one in enumerate(asked.prompts[prompt].prompt_token_ids)
+        )
+        for one in asked.calls:
+            if one.prompt == prompt:
+                first = one.first_index - prompt * fields.get("n", 1)
+                shifted = msgspec.structs.replace(one, first_index=first)
+                events = told(script, shifted, host.adapter, TOKENIZER)
+                if one.inference.sampling.prompt_logprobs is not None:
+                    events = [msgspec.structs.replace(event, prompt_logprobs=entries) for event in events]
+                streams.append([frames_of(host.adapter, events)])
+    streamed, unary = answer_to_all(asked, streams), answer_to_all(call(), streams)
+    assert streamed.error is unary.error is None
+    folded, whole = fold(streamed), unary.json
+    for mine, choice in zip(folded["choices"], whole["choices"], strict=True):
+        choice.pop("prompt_logprobs", None)  # no stream shows them
+        if "return_token_ids" not in fields or not fields["return_token_ids"]:
+            mine.pop("prompt_token_ids", None)  # streams show them with an echo, as by vLLM
+        if choice["logprobs"] is not None:
+            offsets, tokens = choice["logprobs"]["text_offset"], choice["logprobs"]["tokens"]
+            assert offsets == [sum(map(len, tokens[:place])) for place in range(len(tokens))]
+    assert folded == whole
 
 
 JSON = st.recursive(

@@ -28,8 +28,7 @@ are really treated; `tests/test_supported.py` sends every field to every dialect
 Where snapshots differ, the cell begins with the oldest and names the first that is treated in another way. Fields that nobody knows are
 accepted and reported.
 
-The table is about chat completions, with `prompt` for completions, which refuse `logprobs`, `echo`, `suffix` and `best_of` except where
-JSON is passed through.
+The table is about chat completions, with `prompt` for completions, which refuse `suffix`, and whose `logprobs` is a number.
 
 """
 

@@ -140,6 +140,7 @@ class Call:
             created=created,
             system_fingerprint=transcoder.system_fingerprint,
             prompt_tokens_details=transcoder.prompt_tokens_details,
+            return_tokens_as_token_ids=transcoder.return_tokens_as_token_ids,
         )
         return Response(self, self._endpoint.make_encoder(self._options, meta))
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .adapters.base import Adapter
-    from .text import Tokenizer
+    from .text import Detokenizer, Tokenizer
 
 _NEVER = 1 << 62
 # A server that goes on for so long after a stop token or max_tokens has not ended there; after a stop string, nothing more is kept.
@@ -31,7 +31,7 @@ _MAX_HELD_TOKENS = 4096
 _MIN_LOGPROB = -9999.0
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
     """JSON has neither infinity nor NaN; vLLM writes -9999 for a token that cannot come."""
     return logprob if _MIN_LOGPROB < logprob < math.inf else _MIN_LOGPROB
 
@@ -44,10 +44,22 @@ class TextLogprob(msgspec.Struct, frozen=True):
     top: tuple[tuple[str, float], ...] = ()
 
 
+class PromptToken(msgspec.Struct, frozen=True):
+    """A token of the prompt as text, with its log probability if it has one, its rank (0 where it is unknown), and the likeliest at its
+    place as (token id, text, log probability, rank)."""
+
+    token_id: int
+    token: str
+    logprob: float | None = None
+    rank: int = 0
+    top: tuple[tuple[int, str, float, int], ...] = ()
+
+
 class Delta(msgspec.Struct, frozen=True):
     """What a client learns of one choice: text to append, and with the last one (finish_reason not None) how the choice ended.
 
     Where one says several things, they are in this order: `reasoning`, `text`, `tool_calls`. `broken` are calls to be taken back.
+    `prompt` comes with the first and with the last, where its log probabilities were asked for.
     """
 
     index: int
@@ -60,6 +72,22 @@ class Delta(msgspec.Struct, frozen=True):
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     broken: tuple[BrokenToolCall, ...] = ()
+    prompt: tuple[PromptToken, ...] = ()
+
+
+class _TokenIds:
+    """A Detokenizer by whose texts clients find the ids."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join([token_id_text(token_id) for token_id in token_ids])
+
+    def peek(self, token_id: int) -> str:
+        return token_id_text(token_id)
+
+
+def token_id_text(token_id: int) -> str:
+    """What stands for the text of a token where the client wants its id."""
+    return f"token_id:{token_id}"
 
 
 class _Held(msgspec.Struct):
@@ -89,7 +117,7 @@ class AnyChoice(Tally):
         params = request.sampling
         self.ended_here = False  # by a stop string that the server does not know
         self._top = params.logprobs or 0
-        self._logprobs = None
+        self._logprobs: Detokenizer | None = None
         if params.logprobs is not None and tokenizer is not None:
             self._logprobs = tokenizer.detokenizer(request.prompt_token_ids, skip_special_tokens=False)
         self._include_stop = params.include_stop_str_in_output
@@ -98,6 +126,11 @@ class AnyChoice(Tally):
         self._matcher = StopMatcher(params.stop, holdback=holdback) if params.stop and not adapter.sends_final_text else None
         # Ids which a server may name as what ended the choice although nobody asked for them.
         self._eos_ids = eos_token_ids.difference(params.stop_token_ids) if adapter.names_eos else frozenset()
+
+    def show_ids(self) -> None:
+        """Tell log probabilities with ids for texts, as `token_id:N`."""
+        if self._logprobs is not None:
+            self._logprobs = _TokenIds()
 
     def _has_matched(self) -> bool:
         return self._matcher is not None and self._matcher.matched is not None
@@ -140,8 +173,8 @@ class AnyChoice(Tally):
             if place < len(entries) and entries[place].token_id == token_id:
                 entry = entries[place]
                 place += 1
-                top = tuple((detokenizer.peek(other), _finite(value)) for other, value in entry.top[: self._top])
-                texts.append(TextLogprob(detokenizer.decode((token_id,)), _finite(entry.logprob), top))
+                top = tuple((detokenizer.peek(other), finite(value)) for other, value in entry.top[: self._top])
+                texts.append(TextLogprob(detokenizer.decode((token_id,)), finite(entry.logprob), top))
             else:
                 detokenizer.decode((token_id,))
         return tuple(texts)

@@ -17,6 +17,7 @@ from ._metadata import Headers
 from ._outputs import BodyChunk, CancelCall, EndOfBody, Output, ResponseHead, encode_error_response, encode_whole_response
 from ._parts import PartsStage
 from ._per_token import Plain, parsed, plain_nothing, plain_text, plain_tokens
+from ._prompt_texts import PromptTexts
 from ._reader import CallReader
 from ._state import State
 from ._text_choice import TextChoice
@@ -55,6 +56,7 @@ class Response:
         "_encoder",
         "_head_sent",
         "_is_open",
+        "_prompt_texts",
         "_prompt_token_ids",
         "_stages",
         "_upstreams",
@@ -75,6 +77,7 @@ class Response:
         takes_ids = any(stage.takes_ids for stage in self._stages)
         encode = parsed(self._stages, encoder) if self._stages else encoder.text
         self._choices: list[Choice | TextChoice] = []
+        self._prompt_texts: dict[int, PromptTexts] = {}
         self._upstreams: list[_Upstream] = []
         for number, upstream in enumerate(call.calls):
             reader = CallReader(
@@ -84,6 +87,9 @@ class Response:
                 is_streamed=upstream.inference.stream,
                 max_message_bytes=transcoder.limits.max_message_bytes,
             )
+            if upstream.inference.sampling.prompt_logprobs is not None and transcoder.tokenizer is not None:
+                texts = PromptTexts(upstream.inference, reader, transcoder.tokenizer)
+                self._prompt_texts |= {upstream.first_index + place: texts for place in range(upstream.choices)}
             choices: Any = [self._choice(call, upstream, place) for place in range(upstream.choices)] if call.has_choices else []
             self._choices += choices
             plain: Plain = plain_nothing
@@ -116,6 +122,8 @@ class Response:
             eos_token_ids=transcoder.eos_token_ids,
             stop_holdback=transcoder.stop_holdback,
         )
+        if self._encoder.shows_ids:
+            choice.show_ids()
         return choice
 
     def __repr__(self) -> str:
@@ -255,6 +263,8 @@ class Response:
 
     def _tell(self, choice: Choice | TextChoice, delta: Delta, parts: list[bytes]) -> None:
         deltas = self._stages[delta.index].receive(delta) if self._stages else (delta,)
+        if self._prompt_texts:
+            deltas = [self._prompt_texts[one.index].attach(one) for one in deltas]
         usage = self._usage_with(choice.completion_tokens) if self._wants_usage else None
         parts += [self._encoder.delta(one, usage) for one in deltas]
 

@@ -88,6 +88,7 @@ class Transcoder:
         unsupported: Literal["reject", "drop"] = "reject",
         stop_holdback: Literal["prefix", "window"] = "prefix",
         prompt_tokens_details: bool = False,
+        return_tokens_as_token_ids: bool = False,
         passthrough: bool = True,
         tool_call_parser: str = "auto",
         reasoning_parser: str = "auto",
@@ -113,6 +114,7 @@ class Transcoder:
         self.unsupported = unsupported
         self.stop_holdback = stop_holdback
         self.prompt_tokens_details = prompt_tokens_details
+        self.return_tokens_as_token_ids = return_tokens_as_token_ids
         template = getattr(tokenizer, "chat_template", "")
         self.tool_format = formats.choose_tool_format(tool_call_parser, self.model.tool_call_parser, template)
         self.reasoning_format = formats.choose_reasoning_format(reasoning_parser, self.model.reasoning_parser, template)

@@ -45,6 +45,7 @@ _GATEWAY: Final = frozenset(
     (
         "stream_options documents add_generation_prompt continue_final_message add_special_tokens chat_template_kwargs reasoning_effort"
         " tools tool_choice parallel_tool_calls include_reasoning truncate_prompt_tokens truncation_side"
+        " echo return_prompt_text return_tokens_as_token_ids"
     ).split()
 )
 

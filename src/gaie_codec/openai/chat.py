@@ -16,7 +16,8 @@ from .._errors import MalformedRequestError, UnsupportedFieldError, UsageError
 from .._events import InferenceRequest, Media
 from . import sampling
 from .endpoint import Asked, Decoded
-from .fields import bool_field, decode_json_object, int_field, object_field, range_error, type_error
+from .fields import bool_field, decode_json_object, int_field, object_field, type_error
+from .logprobs import decode_chat_logprobs, decode_prompt_logprobs, decode_shows_ids
 from .messages import decode_messages
 from .request import (
     base_model,
@@ -41,6 +42,7 @@ READ: Final = sampling.FIELDS | frozenset(
         "model messages request_id stream stream_options logprobs top_logprobs max_completion_tokens return_token_ids documents"
         " add_generation_prompt continue_final_message add_special_tokens chat_template_kwargs reasoning_effort tools tool_choice"
         " truncate_prompt_tokens truncation_side priority cache_salt kv_transfer_params session_id parallel_tool_calls include_reasoning"
+        " echo prompt_logprobs return_prompt_text return_tokens_as_token_ids"
     ).split()
 )
 
@@ -53,14 +55,10 @@ ADVISORY: Final = frozenset(
 REFUSED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
     {
         "chat_template": (None,),
-        "echo": (None, False),
         "ec_transfer_params": (None,),
         "logprob_token_ids": (None,),
-        "prompt_logprobs": (None,),
         "repetition_detection": (None,),
-        "return_prompt_text": (None, False),
         "return_token_offsets": (None, False),
-        "return_tokens_as_token_ids": (None, False),
         "return_weight_versions": (None, False),
         "routed_experts_prompt_start": (None, 0),
         "stream_interval": (None,),
@@ -88,6 +86,15 @@ class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
     continuous_usage: bool = False
     return_token_ids: bool = False
     logprobs: bool = False
+    top_logprobs: int = 0
+    prompt_logprobs: bool = False
+    return_tokens_as_token_ids: bool | None = None
+    """None for what the server was told."""
+    role: str = "assistant"
+    echo: str = ""
+    """What the content begins with."""
+    prompt_text: str | None = None
+    """What the template made of the messages, where the client wants to see it."""
     parses: bool = False
     """Reasoning or tool calls are told apart from content."""
     counts_reasoning: bool = False
@@ -113,7 +120,9 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
     _refuse(fields)
     given, name = decode_model(fields, asked)
     stream = bool_field(fields, "stream")
-    logprobs = _decode_logprobs(fields)
+    vocab_size = model.vocab_size or tokenizer.vocab_size
+    logprobs = decode_chat_logprobs(fields, vocab_size)
+    prompt_logprobs = decode_prompt_logprobs(fields, vocab_size, stream=stream)
     tools = decode_tools(fields.get("tools"))
     choice = decode_tool_choice(fields, tools)
     kwargs = _decode_template_kwargs(fields)
@@ -126,15 +135,17 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
     params = sampling.decode_sampling(
         fields,
         model=model,
-        vocab_size=model.vocab_size or tokenizer.vocab_size,
+        vocab_size=vocab_size,
         max_tokens=decode_max_tokens(_wanted_tokens(fields), len(prompt_token_ids), model),
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
     if reading.keeps_special_tokens:
         params = msgspec.structs.replace(params, skip_special_tokens=False)
     if reading.constraint is not None:
         params = msgspec.structs.replace(params, constraint=reading.constraint)
     include_usage, continuous_usage = decode_stream_options(fields, stream)
+    role, echo = _decode_echo(fields)
     inference = InferenceRequest(
         request_id=id_prefix + decode_request_id(fields, asked),
         model=base_model(name, model),
@@ -154,6 +165,11 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
         continuous_usage=continuous_usage,
         return_token_ids=inference.return_token_ids,
         logprobs=logprobs is not None,
+        prompt_logprobs=prompt_logprobs is not None,
+        return_tokens_as_token_ids=decode_shows_ids(fields),
+        role=role,
+        echo=echo,
+        prompt_text=text if bool_field(fields, "return_prompt_text") else None,
         parses=reading.output is not None,
         counts_reasoning=asked.reasoning_format is not None,
         forces_call=choice.forces_call,
@@ -224,15 +240,11 @@ def _wanted_tokens(fields: Mapping[str, Any]) -> int | None:
     return int_field(fields, "max_tokens") if wanted is None else wanted
 
 
-def _decode_logprobs(fields: Mapping[str, Any]) -> int | None:
-    top = int_field(fields, "top_logprobs")
-    wanted = bool_field(fields, "logprobs")
-    if top is not None and top < -1:
-        raise range_error("top_logprobs", "`top_logprobs` must be a positive value or -1.", top)
-    if top and not wanted:
-        raise range_error("top_logprobs", "when using `top_logprobs`, `logprobs` must be set to true.")
-    if top is not None and (top == -1 or top > sampling.MAX_LOGPROBS):
-        raise range_error(
-            "logprobs", f"Requested sample logprobs of {top}, which is greater than max allowed: {sampling.MAX_LOGPROBS}", top
-        )
-    return (top or 0) if wanted else None
+def _decode_echo(fields: Mapping[str, Any]) -> tuple[str, str]:
+    """The role that answers, and what of the last message its answer begins with. Without a generation prompt the last message goes on."""
+    last = fields["messages"][-1]
+    role = "assistant" if bool_field(fields, "add_generation_prompt", True) else last["role"]
+    content = last.get("content")
+    if not bool_field(fields, "echo") or last["role"] != role or not content:
+        return role, ""
+    return role, content if isinstance(content, str) else "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))

@@ -18,6 +18,7 @@ from .._events import BodyEvent, Usage
 from .chat import ChatOptions
 from .endpoint import ResponseMeta
 from .errors import encode_error
+from .logprobs import encode_prompt_logprobs
 
 if TYPE_CHECKING:
     from ..text import ToolCall
@@ -39,6 +40,7 @@ class StreamEncoder:
         self._options = options
         self._meta = meta
         self.is_detailed = options.is_detailed
+        self.shows_ids = _shows_ids(options, meta)
         self.wants_usage = options.continuous_usage
         # {"id":...,"object":...,"created":...,"model":... - without its closing brace, for what each chunk adds.
         self._head = _sse.DATA + _encode({"id": meta.id, "object": self.object_name, "created": meta.created, "model": options.model})[:-1]
@@ -54,13 +56,19 @@ class StreamEncoder:
         return self.opening(indexes, prompt_token_ids, usage)
 
     def opening(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes:
-        """The role chunks of all choices."""
-        prompt = {"prompt_token_ids": prompt_token_ids[0]} if self._options.return_token_ids else {}
+        """The role chunks of all choices, and what their content begins with."""
+        options = self._options
+        prompt: dict[str, Any] = {"prompt_token_ids": prompt_token_ids[0]} if options.return_token_ids else {}
+        if options.prompt_text is not None:
+            prompt["prompt_text"] = options.prompt_text
         continuous = {"usage": self._usage(usage)} if self._options.continuous_usage else {}
         chunks = []
         for index in indexes:
-            choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+            choice = {"index": index, "delta": {"role": options.role, "content": ""}, "logprobs": None, "finish_reason": None}
             chunks.append(self._chunk({"choices": [choice], **continuous, **prompt}))
+        for index in indexes if options.echo else ():
+            choice = {"index": index, "delta": {"content": options.echo}, "logprobs": None, "finish_reason": None}
+            chunks.append(self._chunk({"choices": [choice], **continuous}))
         return b"".join(chunks)
 
     def part(self, delta: Delta) -> dict[str, Any]:
@@ -102,6 +110,9 @@ class StreamEncoder:
             choice["stop_reason"] = delta.stop_reason
         if self._options.return_token_ids:
             choice["token_ids"] = delta.token_ids
+        return self._choice_chunk(choice, delta, usage)
+
+    def _choice_chunk(self, choice: dict[str, Any], delta: Delta, usage: Usage | None) -> bytes:
         chunk: dict[str, Any] = {"choices": [choice]}
         if self._options.continuous_usage and usage is not None:
             chunk["usage"] = self._usage(usage)
@@ -151,6 +162,7 @@ class UnaryEncoder:
         self._options = options
         self._meta = meta
         self.is_detailed = options.is_detailed
+        self.shows_ids = _shows_ids(options, meta)
         self._texts: dict[int, list[str]] = {}
         self._reasoning: dict[int, list[str]] = {}
         self._tool_calls: dict[int, dict[int, _WholeCall]] = {}
@@ -226,8 +238,9 @@ class UnaryEncoder:
     def part(self, index: int, text: str) -> dict[str, Any]:
         """What a choice says besides its logprobs and its end. Content that is not there is null where something else is."""
         calls, reasoning = self._tool_calls[index], "".join(self._reasoning[index])
+        text = self._options.echo + text
         says_else = bool(calls) or (bool(reasoning) and not self._options.forces_call)
-        message: dict[str, Any] = {"role": "assistant", "content": None if says_else and not text else text, "refusal": None}
+        message: dict[str, Any] = {"role": self._options.role, "content": None if says_else and not text else text, "refusal": None}
         if calls:
             message["tool_calls"] = [calls[number].encoded() for number in sorted(calls)]
         if reasoning:
@@ -236,7 +249,13 @@ class UnaryEncoder:
 
     def prompt_part(self, prompts: list[list[int]]) -> dict[str, Any]:
         """What the body says of the prompt."""
-        return {"prompt_token_ids": prompts[0]} if self._options.return_token_ids else {}
+        options = self._options
+        said: dict[str, Any] = {"prompt_token_ids": prompts[0]} if options.return_token_ids else {}
+        if options.prompt_text is not None:
+            said["prompt_text"] = options.prompt_text
+        if options.prompt_logprobs:
+            said["prompt_logprobs"] = encode_prompt_logprobs(next(iter(self._finishes.values())).prompt)
+        return said
 
     def _choice(self, index: int) -> dict[str, Any]:
         finish = self._finishes[index]
@@ -250,6 +269,11 @@ class UnaryEncoder:
         if self._options.return_token_ids:
             choice["token_ids"] = self._token_ids[index]
         return choice
+
+
+def _shows_ids(options: ChatOptions, meta: ResponseMeta) -> bool:
+    asked = options.return_tokens_as_token_ids
+    return meta.return_tokens_as_token_ids if asked is None else asked
 
 
 class _WholeCall:

@@ -1,7 +1,7 @@
 """`POST /v1/completions`: a JSON body -> one InferenceRequest per prompt, and deltas -> chunks or one body.
 
-A prompt is a text, token ids, or a list of either; the choices of prompt p are n*p to n*p + n - 1. Log probabilities, echo and suffix
-are not there yet and refused by name.
+A prompt is a text, token ids, or a list of either; the choices of prompt p are n*p to n*p + n - 1. Log probabilities of an echoed prompt
+are asked for like those of the output. An echo without any output takes one token all the same, which is hidden.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .._events import InferenceRequest, SamplingParams
 from . import chat, sampling
 from .endpoint import Asked, Decoded
 from .fields import bool_field, decode_json_object, int_field, range_error, type_error
+from .logprobs import decode_completion_logprobs, decode_prompt_logprobs, decode_shows_ids
 from .request import (
     base_model,
     decode_max_tokens,
@@ -38,15 +39,35 @@ DEFAULT_MAX_TOKENS: Final = 16
 
 READ: Final = sampling.FIELDS | frozenset(
     (
-        "model prompt request_id stream stream_options return_token_ids add_special_tokens truncate_prompt_tokens truncation_side priority"
+        "model prompt request_id stream stream_options return_token_ids return_tokens_as_token_ids echo logprobs prompt_logprobs"
+        " add_special_tokens truncate_prompt_tokens truncation_side priority"
         " cache_salt kv_transfer_params session_id"
     ).split()
 )
 ADVISORY: Final = chat.ADVISORY
 REFUSED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
     {name: harmless for name, harmless in chat.REFUSED.items() if name != "chat_template"}
-    | {"logprobs": (None,), "suffix": (None, ""), "best_of": (None, 1), "prompt_embeds": (None,)}
+    | {"suffix": (None, ""), "prompt_embeds": (None,)}
 )
+
+
+class CompletionOptions(chat.ChatOptions, frozen=True, kw_only=True):
+    """What the answer has to look like."""
+
+    echoes: bool = False
+    echo_texts: tuple[str, ...] = ()
+    """Of each prompt; none where their ids are shown instead, as by vLLM."""
+    hides_output: bool = False
+    """Only the prompt is shown."""
+
+    @property
+    def is_detailed(self) -> bool:
+        """Whether a chunk in the middle of the stream says more than its text, or the first of a choice does."""
+        return super().is_detailed or self.echoes
+
+    def echo_of(self, number: int) -> str:
+        """What the text begins with where the prompt is that with this number."""
+        return self.echo_texts[number] if self.echo_texts else ""
 
 
 def decode_request(body: bytes, asked: Asked) -> Decoded:
@@ -55,6 +76,8 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
     if tokenizer is None:
         raise UsageError("a prompt has to be tokenized, and there is no tokenizer")
     fields = decode_json_object(body)
+    if fields.get("suffix"):
+        raise UnsupportedFieldError("suffix is not currently supported", param="suffix")
     for field, harmless in REFUSED.items():
         if field in fields and fields[field] not in harmless:
             raise UnsupportedFieldError(f"`{field}` is not supported by this gateway (parameter={field})", param=field)
@@ -64,11 +87,20 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
     wanted = int_field(fields, "max_tokens")
     if "max_tokens" not in fields:
         wanted = DEFAULT_MAX_TOKENS
+    echoes = bool_field(fields, "echo")
+    hides_output = echoes and wanted == 0
+    if hides_output:
+        wanted = 1
+    vocab_size = model.vocab_size or tokenizer.vocab_size
+    logprobs = decode_completion_logprobs(fields, vocab_size)
+    prompt_logprobs = decode_prompt_logprobs(fields, vocab_size, stream=stream)
+    if echoes and prompt_logprobs is None:
+        prompt_logprobs = logprobs
     include_usage, continuous_usage = decode_stream_options(fields, stream)
     return_token_ids = bool_field(fields, "return_token_ids")
-    prompts = _decode_prompts(fields, tokenizer, model.max_model_len, asked.max_prompts)
+    texts, prompts = _decode_prompts(fields, tokenizer, model.max_model_len, asked.max_prompts)
     params = sampling.decode_sampling(
-        fields, model=model, vocab_size=model.vocab_size or tokenizer.vocab_size, max_tokens=wanted, logprobs=None
+        fields, model=model, vocab_size=vocab_size, max_tokens=wanted, logprobs=logprobs, prompt_logprobs=prompt_logprobs
     )
     if params.n * len(prompts) > sampling.MAX_N:
         raise range_error("n", f"n times the number of prompts must be at most {sampling.MAX_N}, got {params.n * len(prompts)}.", params.n)
@@ -87,13 +119,20 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
                 **decode_routing(fields),
             )
         )
-    options = chat.ChatOptions(
+    options = CompletionOptions(
         id=request_id,
         model=given or inferences[0].model,
         stream=stream,
         include_usage=include_usage,
         continuous_usage=continuous_usage,
         return_token_ids=return_token_ids,
+        logprobs=logprobs is not None,
+        top_logprobs=logprobs or 0,
+        prompt_logprobs=prompt_logprobs is not None,
+        return_tokens_as_token_ids=decode_shows_ids(fields),
+        echoes=echoes,
+        echo_texts=_echo_texts(texts, prompts, tokenizer) if echoes and not return_token_ids else (),
+        hides_output=hides_output,
     )
     ignored = tuple(sorted(field for field in fields if field not in READ and field not in REFUSED and field not in ADVISORY))
     return Decoded(prompts=tuple(inferences), options=options, ignored=ignored)
@@ -109,7 +148,10 @@ def _limited(params: SamplingParams, max_tokens: int | None) -> SamplingParams:
     return msgspec.structs.replace(params, max_tokens=max_tokens)
 
 
-def _decode_prompts(fields: Mapping[str, Any], tokenizer: Tokenizer, max_model_len: int, most: int) -> list[list[int]]:
+def _decode_prompts(
+    fields: Mapping[str, Any], tokenizer: Tokenizer, max_model_len: int, most: int
+) -> tuple[list[str | None], list[list[int]]]:
+    """Of each prompt the text, None where it came as ids, and the ids."""
     value = fields.get("prompt")
     special = bool_field(fields, "add_special_tokens", True)
     if value is None:
@@ -124,12 +166,21 @@ def _decode_prompts(fields: Mapping[str, Any], tokenizer: Tokenizer, max_model_l
         if len(value) > MAX_PROMPTS:
             raise range_error("prompt", f"there may be at most {MAX_PROMPTS} prompts, got {len(value)}.", len(value))
         raise UnsupportedFieldError(f"`prompt` takes {len(value)} calls, and this gateway makes at most {most}", param="prompt")
-    return [
+    token_ids = [
         encode_text(fields, item, tokenizer, max_model_len, add_special_tokens=special)
         if isinstance(item, str)
         else _decode_ids(item, f"prompt.{place}", tokenizer)
         for place, item in enumerate(value)
     ]
+    return [item if isinstance(item, str) else None for item in value], token_ids
+
+
+def _echo_texts(texts: list[str | None], prompts: list[list[int]], tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The prompts as they were sent, or what their ids stand for."""
+    return tuple(
+        tokenizer.detokenizer((), skip_special_tokens=False).decode(token_ids) if text is None else text
+        for text, token_ids in zip(texts, prompts, strict=True)
+    )
 
 
 def _decode_ids(value: Any, loc: str, tokenizer: Tokenizer) -> list[int]:

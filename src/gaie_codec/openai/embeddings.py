@@ -111,6 +111,7 @@ class Vectors:
     streams = False
     is_detailed = True
     wants_usage = False
+    shows_ids = False
     reported_usage: Usage | None = None
     headers: tuple[tuple[str, str], ...] = ()
 

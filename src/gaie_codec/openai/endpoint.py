@@ -58,6 +58,8 @@ class ResponseMeta(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str | None = None
     prompt_tokens_details: bool = False
     """Show `prompt_tokens_details.cached_tokens` in usage, as vLLM does with --enable-prompt-tokens-details."""
+    return_tokens_as_token_ids: bool = False
+    """Log probabilities have `token_id:N` for texts unless a request says otherwise, as in vLLM with --return-tokens-as-token-ids."""
 
 
 class ResponseEncoder(Protocol):
@@ -72,6 +74,8 @@ class ResponseEncoder(Protocol):
     """Whether a chunk in the middle of the stream says more than its text."""
     wants_usage: bool
     """Whether `delta` needs the usage so far."""
+    shows_ids: bool
+    """Whether log probabilities have ids for texts."""
 
     @property
     def reported_usage(self) -> Usage | None:

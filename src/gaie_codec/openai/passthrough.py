@@ -68,10 +68,14 @@ _HARMLESS: Final = MappingProxyType(
     {
         "add_generation_prompt": (None, True),
         "bad_words": (None, []),
+        "echo": (None, False),
         "include_stop_str_in_output": (None, False),
         "request_id": (None, ""),
+        "return_prompt_text": (None, False),
         "return_token_ids": (None, False),
+        "return_tokens_as_token_ids": (None, False),
         "spaces_between_special_tokens": (None, True),
+        "suffix": (None, ""),
     }
 )
 
@@ -215,6 +219,7 @@ class _Passthrough:
     """What both encoders share: to see what a piece says, and that no deltas come."""
 
     wants_usage = False
+    shows_ids = False
     is_detailed = True
 
     def __init__(self, options: PassthroughOptions, meta: ResponseMeta) -> None:

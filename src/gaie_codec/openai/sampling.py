@@ -38,9 +38,10 @@ def decode_sampling(
     vocab_size: int,
     max_tokens: int | None,
     logprobs: int | None,
+    prompt_logprobs: int | None = None,
     max_stop_strings: int = MAX_STOP_STRINGS,
 ) -> SamplingParams:
-    """The sampling parameters of a request. `max_tokens` and `logprobs` differ by endpoint and come decoded.
+    """The sampling parameters of a request. `max_tokens` and the log probabilities differ by endpoint and come decoded.
 
     Raises MalformedRequestError whose message names the field; `param` is null where vLLM's is.
     """
@@ -111,6 +112,7 @@ def decode_sampling(
         ignore_eos=bool_field(body, "ignore_eos"),
         n=n,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         seed=seed,
         include_stop_str_in_output=bool_field(body, "include_stop_str_in_output"),
         logit_bias=_decode_logit_bias(body, vocab_size),
