@@ -25,6 +25,7 @@ CORE = {parts: path for parts, path in FILES.items() if LEVELS[parts[0]] < 4}
 IMPURE = "asyncio socket ssl http urllib logging time datetime random secrets uuid os pathlib io tempfile subprocess threading"
 ALLOWED = {*sys.stdlib_module_names, "msgspec", "google"} - {*IMPURE.split()}
 EXTRAS = {("text", name): {"tokenizers", "jinja2"} for name in ("huggingface", "_chat_templates", "_detokenizers")}
+EXTRAS |= {("text", name): {"openai_harmony"} for name in ("harmony", "harmony_prompts")}
 EXTRAS |= {("text", "archive"): {"io"}}  # BytesIO: zipfile reads nothing but files
 
 

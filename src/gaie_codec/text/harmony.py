@@ -57,7 +57,7 @@ _SPECIAL: Final = re.compile("(" + "|".join(map(re.escape, _IDS)) + ")")
 _LONGEST_SPECIAL: Final = max(map(len, _IDS))
 _SLICE: Final = 256  # characters; the library's time to encode grows with the square of a word
 _CHANNELS: Final = ("analysis", "commentary", "final")
-_CUT_HEADER: Final = re.compile(r"(?:<\|start\|>(\w*))?(?:<\|channel\|>(\w*))?(?: ?<\|constrain\|>\w*)? ?")
+_CUT_HEADER: Final = re.compile(r"(?:<\|start\|>(\w*))?( [\w=.]*)?(?:<\|channel\|>(\w*))?( [\w=.]*)?(?:<\|constrain\|>\w*)?")
 # Recipients that are no function: vLLM's built-in tools, which only its Responses API has, and roles.
 _BUILTIN_TOOLS: Final = ("browser", "container", "python")
 _ROLES: Final = ("assistant", "user", "system", "developer", "tool")
@@ -203,12 +203,16 @@ class HarmonyParser:
     def _tell_cut_header(self, header: list[int]) -> None:
         text = self._encoding.decode(header).removesuffix("\N{REPLACEMENT CHARACTER}")
         cut = _CUT_HEADER.fullmatch(text)
-        if cut is None or not ("assistant".startswith(cut[1] or "") and any(name.startswith(cut[2] or "") for name in _CHANNELS)):
+        if cut is None or not (
+            "assistant".startswith(cut[1] or "")
+            and any(name.startswith(cut[3] or "") for name in _CHANNELS)
+            and all(" to=functions.".startswith(recipient or "") for recipient in cut.group(2, 4))
+        ):
             self._tell(Content(text))
 
     def _begin_header(self) -> list[int]:
         """One of ours, which the model does not see."""
-        for token_id in (START, *self._encoding.encode("assistant")):
+        for token_id in (START, *self._encoding.encode("assistant", disallowed_special=())):
             self._inner.process(token_id)
         self._header = []
         return self._header
@@ -277,7 +281,7 @@ class HarmonyParser:
                 message.arguments.append(text)
                 self._tell(ToolCall(message.call, arguments=text))
             elif message.kind is not None:
-                self._tell(message.kind(text))
+                self._tell(Reasoning(text) if message.kind is Reasoning else Content(text))
 
     def _tell(self, part: Content | Reasoning | ToolCall) -> None:
         last = self._parts[-1] if self._parts else None
@@ -285,7 +289,7 @@ class HarmonyParser:
             if isinstance(last, ToolCall) and last.index == part.index:
                 part = ToolCall(part.index, last.name, last.arguments + part.arguments)
                 self._parts.pop()
-        elif type(last) is type(part):
+        elif isinstance(last, Content | Reasoning) and type(last) is type(part):
             part = type(part)(last.text + part.text)
             self._parts.pop()
         self._parts.append(part)
