@@ -430,6 +430,7 @@ ASKED = {
     "data_parallel_rank": 1,
     "kv_transfer_params": '{"a":1}',
     "session_id": "s",
+    "thinks": True,
     "media": (Media(kind="image", url="https://host/a"),),
     "trace_headers": {"traceparent": "x"},
     "return_token_ids": True,

@@ -243,7 +243,6 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "timestamp": "For the server's metrics.",
             "log_metrics": "For the server's metrics.",
             "input_embeds": "No endpoint takes embeddings for a prompt.",
-            "require_reasoning": _REASONING,
         },
         "GenerateResponse": {
             "request_id": "The call says which request it is.",
@@ -260,7 +259,6 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "GenerateRequest TextGenerateRequest": {
             "routing_key": "For a router before the server.",
             "disaggregated_params": _DISAGGREGATION,
-            "require_reasoning": _REASONING,
             "max_thinking_tokens": _REASONING,
             "kv_hints": _HINTS,
             "return_text": "Ids are detokenized by the gateway.",
@@ -297,7 +295,6 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "disagg_prefill_dp_rank": _DISAGGREGATION,
             "mm_hashes": _REF,
             "extra_key": "A salt for the cache that no client sends; cache_salt is the client's.",
-            "require_reasoning": _REASONING,
             "session_params": "SGLang's sessions are opened by a call of their own.",
             "kv_hints": _HINTS,
             "routing_key": "For a router before the server.",

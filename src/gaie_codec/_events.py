@@ -83,6 +83,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     session_id: str = ""
     media: tuple[Media, ...] = ()
     trace_headers: dict[str, str] = {}  # trace context and what else goes along as metadata
+    thinks: bool = False  # the answer begins with reasoning, which a constraint does not hold for
     return_token_ids: bool = False  # whether the ids of the output are wanted where a server can leave them out
 
 

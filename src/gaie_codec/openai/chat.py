@@ -155,6 +155,7 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
         lora_name=model.lora_adapters.get(name, ""),
         media=media,
         return_token_ids=bool_field(fields, "return_token_ids"),
+        thinks=reading.thinks,
         **decode_routing(fields),
     )
     options = ChatOptions(

@@ -96,6 +96,7 @@ def inference_requests(adapter: Adapter) -> SearchStrategy[InferenceRequest]:
         "session_id": _NAME,
         "trace_headers": st.just({"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}),
         "return_token_ids": st.booleans(),
+        "thinks": st.booleans(),
         "media": st.lists(_MEDIA, max_size=3).map(lambda drawn: tuple(sorted(drawn, key=lambda one: _KINDS.index(one.kind)))),
     }
     sampling = _optional(_sampling(adapter), carried).map(lambda drawn: SamplingParams(**drawn))

@@ -46,11 +46,13 @@ _FIELDS = {
     "constraint.grammar": "sampling_params.one.ebnf",
     "constraint.structural_tag": "sampling_params.one.structural_tag",
     "constraint.choice": "sampling_params.one.choice",
+    "thinks": "require_reasoning",
 }
 _EMULATED = {
     "model": "a server has one model; the name is checked by the gateway",
     "trace_headers": "metadata",
     "return_token_ids": "ids always come",
+    "thinks": "constraints hold from the first token on, and no reasoning tokens are counted",
     "constraint.json_object": "sampling_params.one.json_schema",
     "constraint.choice": "sampling_params.one.regex",
 }
@@ -98,6 +100,8 @@ def coder(request_type: Any) -> RequestCoder:
             message.cache_salt.one = request.cache_salt
         if request.lora_name:
             message.lora_path.one.value = request.lora_name
+        if request.thinks and "thinks" in sends:
+            message.require_reasoning = True
         return message
 
     def encode_sampling(params: SamplingParams, message: Any) -> None:
@@ -142,6 +146,7 @@ def coder(request_type: Any) -> RequestCoder:
             priority=message.priority if "priority" in sends else 0,
             cache_salt=_one(message, "cache_salt") if "cache_salt" in sends else "",
             lora_name=message.lora_path.one.value if "lora_name" in sends else "",
+            thinks="thinks" in sends and message.require_reasoning,
         )
 
     def decode_sampling(request: Any) -> SamplingParams:

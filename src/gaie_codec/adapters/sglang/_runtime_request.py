@@ -41,10 +41,12 @@ _FIELDS = {
     "constraint.grammar": "sampling_params.guided_decoding.ebnf",
     "constraint.choice": "sampling_params.guided_decoding.choice",
     "constraint.structural_tag": "sampling_params.guided_decoding.structural_tag",
+    "thinks": "require_reasoning",
 }
 _EMULATED = {
     "model": "a server has one model; the name is checked by the gateway",
     "return_token_ids": "ids always come",
+    "thinks": "constraints hold from the first token on, and no reasoning tokens are counted",
     "prompt_text": "text of TextGenerate",
     "include_stop_str_in_output": "cut by the gateway",
     "skip_special_tokens": "detokenized by the gateway",
@@ -91,6 +93,8 @@ def coder(request_type: Any, text_request_type: Any) -> RequestCoder:
             message.session_id = request.session_id
         if request.priority:
             message.priority = request.priority
+        if request.thinks and "thinks" in sends:
+            message.require_reasoning = True
         for media in request.media:
             getattr(message, _MEDIA_FIELDS[media.kind]).append(media.url)
         return message
@@ -129,6 +133,7 @@ def coder(request_type: Any, text_request_type: Any) -> RequestCoder:
             trace_headers=dict(message.trace_headers),
             session_id=message.session_id,
             priority=message.priority if "priority" in sends else 0,
+            thinks="thinks" in sends and message.require_reasoning,
             media=tuple(_decode_media(message)) if "media" in sends and not is_text else (),
         )
 

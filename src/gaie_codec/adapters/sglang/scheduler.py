@@ -51,6 +51,7 @@ _FIELDS = {
     "prompt_token_ids": "tokenized.input_ids",
     "stream": "stream",
     "lora_name": "lora_id",
+    "thinks": "require_reasoning",
     "data_parallel_rank": "data_parallel_rank",
     "temperature": "sampling_params.temperature",
     "top_p": "sampling_params.top_p",
@@ -79,6 +80,7 @@ _EMULATED = {
     "model": "a server has one model; the name is checked by the gateway",
     "trace_headers": "metadata",
     "return_token_ids": "ids always come",
+    "thinks": "constraints hold from the first token on, and no reasoning tokens are counted",
     "stop": "matched by the gateway, which then ends the call",
     "constraint.json_object": "sampling_params.json_schema",
     "constraint.choice": "sampling_params.regex",
@@ -104,6 +106,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
     has_rank_presence = request_type.DESCRIPTOR.fields_by_name["data_parallel_rank"].has_presence
 
     sends = existing(request_type, _FIELDS)
+    emulates = {name: how for name, how in _EMULATED.items() if name not in sends}
     ranges = {
         "top_p": _POSITIVE_FLOAT,
         "top_k": _COUNT,
@@ -129,6 +132,8 @@ def adapter(snapshot: Snapshot) -> Adapter:
         if request.data_parallel_rank is not None:
             message.data_parallel_rank = request.data_parallel_rank
         message.stream = request.stream
+        if request.thinks and "thinks" in sends:
+            message.require_reasoning = True
         return message
 
     def decode_request(message: Any) -> InferenceRequest:
@@ -138,6 +143,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             prompt_token_ids=list(message.tokenized.input_ids),
             sampling=_decode_sampling(message),
             stream=message.stream,
+            thinks="thinks" in sends and message.require_reasoning,
             lora_name=message.lora_id,
             data_parallel_rank=message.data_parallel_rank if has_rank else None,
         )
@@ -278,9 +284,9 @@ def adapter(snapshot: Snapshot) -> Adapter:
         request_type=request_type,
         response_type=response_type,
         sends=sends,
-        emulates=_EMULATED,
+        emulates=emulates,
         also_reads=_ALSO_READ,
-        carries=frozenset((*sends, *_EMULATED)),
+        carries=frozenset((*sends, *emulates)),
         ranges=ranges,
         ends_at_stop_strings=False,
         names_eos=True,

@@ -57,6 +57,7 @@ _FIELDS = {
 _EMULATED = {
     "trace_headers": "metadata, which vLLM does not read",
     "stream": "by the method: GenerateStream or Generate",
+    "thinks": "found by the server's own reasoning parser",
 }
 _ALSO_READ = frozenset(
     (

@@ -72,6 +72,7 @@ _EMULATED = {
     "model": "a server has one model; the name is checked by the gateway",
     "trace_headers": "metadata",
     "return_token_ids": "ids always come",
+    "thinks": "found by the server's own reasoning parser",
 }
 # the text of ids that are there changes nothing
 _ALSO_READ = frozenset("tokenized.original_text sampling_params.prompt_logprobs".split())
