@@ -20,9 +20,9 @@ CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 DEFAULT_MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
 
 
-def encode_event(data: bytes) -> bytes:
-    """One event whose data is `data`, which must not hold a line break; JSON never does."""
-    return DATA + data + END
+def encode_event(data: bytes, name: str = "") -> bytes:
+    """One event whose data is `data`, which must not hold a line break; JSON never does. `name` is its `event` field, if it has one."""
+    return b"event: %b\n%b%b%b" % (name.encode(), DATA, data, END) if name else DATA + data + END
 
 
 class ServerSentEvent(msgspec.Struct, frozen=True, kw_only=True):

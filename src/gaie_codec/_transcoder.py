@@ -25,7 +25,7 @@ from ._grpc_in import RANK, decode_rank
 from ._metadata import FORWARDED, Headers, as_mapping, is_metadata_value
 from ._outputs import Output, encode_json_response
 from .adapters.base import Adapter
-from .openai import ENDPOINTS, chat, passthrough, sampling
+from .openai import ENDPOINTS, chat, passthrough, responses, sampling
 from .openai.endpoint import Asked, Decoded, Endpoint
 from .text import formats
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .text import Tokenizer
 
 # OpenAI's and vLLM's, so that a client is not told that they do not exist.
-_OTHER_PATHS: Final = frozenset(f"/v1/{name}" for name in ("responses", "messages", "audio/transcriptions")) | passthrough.PATHS.keys()
+_OTHER_PATHS: Final = frozenset(f"/v1/{name}" for name in ("messages", "audio/transcriptions")) | passthrough.PATHS.keys()
 # What a server that takes HTTP headers in the message is told.
 _PASSED_HEADERS: Final = (*FORWARDED, RANK, "x-smg-routing-key")
 
@@ -139,6 +139,7 @@ class Transcoder:
         body_path = self.passthrough.paths.get(kind or "") if self.passthrough is not None else None
         endpoint = self._endpoints.get(route)
         if body_path is None and (endpoint is None or self.tokenizer is None):
+            responses.check_stored(route)
             known = "is not supported" if route in _OTHER_PATHS or route in ENDPOINTS else "does not exist"
             raise UnsupportedEndpointError(f"the endpoint {route[:100]!r} {known}; there is {', '.join(self.paths)}")
         if method != "POST":

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from . import chat, chat_response, completions, completions_response, embeddings, scores
+from . import chat, chat_response, completions, completions_response, embeddings, responses, responses_response, scores
 from .endpoint import Endpoint
 
 ENDPOINTS: Final[Mapping[str, Endpoint]] = MappingProxyType(
@@ -15,6 +15,7 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = MappingProxyType(
         for endpoint in (
             Endpoint(path=chat.PATH, decode_request=chat.decode_request, make_encoder=chat_response.make_encoder),
             Endpoint(path=completions.PATH, decode_request=completions.decode_request, make_encoder=completions_response.make_encoder),
+            Endpoint(path=responses.PATH, decode_request=responses.decode_request, make_encoder=responses_response.make_encoder),
             Endpoint(
                 path=embeddings.PATH,
                 decode_request=embeddings.decode_request,

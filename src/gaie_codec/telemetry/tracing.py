@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
 _OPERATIONS: Final = MappingProxyType(
-    {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
+    {
+        "/v1/chat/completions": "chat",
+        "/v1/completions": "text_completion",
+        "/v1/embeddings": "embeddings",
+        "/v1/responses": "chat",
+    }
 )
 _METHODS: Final = frozenset("GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE PATCH".split())
 _SERVER_ERROR: Final = 500

@@ -1,0 +1,225 @@
+"""`/v1/responses` for the openai SDK: through `gaie-codec serve` and a simulated server, and in process where the output is parsed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pydantic
+import pytest
+from openai.types.responses import Response
+
+from gaie_codec import ModelInfo, Transcoder
+from gaie_codec.asgi.app import create_app
+from gaie_codec.text import formats
+from gaie_codec.tokenizer_sources import load_tokenizer
+from gaie_codec.upstream import Upstream
+from sim_thread import SimThread
+from test_e2e import connect, serve
+from test_parts import ToyParser
+
+TOKENIZER = load_tokenizer("builtin")
+MODEL = ModelInfo(served_model_name="sim", max_model_len=2048)
+DIALECTS = ("vllm.engine", "vllm.inference", "sglang.scheduler", "sglang.runtime", "sglang.api")
+TOOLS: Any = [{"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": False}]
+
+
+def ask(**script: Any) -> str:
+    return f"Hi [[sim {json.dumps(script, ensure_ascii=False)}]]"
+
+
+@pytest.fixture(scope="module", params=DIALECTS)
+def client(request: pytest.FixtureRequest) -> Iterator[openai.OpenAI]:
+    dialect = request.param
+    thread = SimThread(dialect, model=MODEL, tokenizer="builtin")
+    options = ["--tokenizer", "builtin"] + (["--no-passthrough"] if dialect == "sglang.runtime" else [])
+    try:
+        with serve(thread.port, *options, dialect=dialect) as url, connect(url) as made:
+            yield made
+    finally:
+        thread.stop()
+
+
+def same(one: Response, other: Response) -> bool:
+    """Equal but for ids and time."""
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: without(item)
+                for key, item in value.items()
+                if key not in ("id", "created_at", "call_id", "parsed", "parsed_arguments")
+            }
+        return [without(item) for item in value] if isinstance(value, list) else value
+
+    return bool(without(one.to_dict()) == without(other.to_dict()))
+
+
+class City(pydantic.BaseModel):
+    name: str
+    people: int
+
+
+class TestThroughSim:
+    @pytest.mark.parametrize("text", ["Hello there.", "Emoji 🌍👋🏽 and 你好", ""])
+    def test_create_and_stream_agree(self, client: openai.OpenAI, text: str) -> None:
+        request: dict[str, Any] = {"model": "", "input": ask(text=text), "instructions": "Be brief.", "metadata": {"a": "b"}}
+        unary = client.responses.create(**request)
+        assert unary.output_text == text
+        assert (unary.status, unary.metadata, unary.instructions) == ("completed", {"a": "b"}, "Be brief.")
+        with client.responses.stream(**request) as stream:
+            events = list(stream)
+            final = stream.get_final_response()
+        assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == text
+        assert same(final, unary)
+        assert unary.usage is not None
+        assert unary.usage.output_tokens == len(TOKENIZER.encode(text, add_special_tokens=False)) + 1
+
+    def test_parse(self, client: openai.OpenAI) -> None:
+        request: dict[str, Any] = {"model": "", "input": ask(text='{"name": "Rome", "people": 3}'), "text_format": City}
+        parsed = client.responses.parse(**request)
+        assert parsed.output_parsed == City(name="Rome", people=3)
+        with client.responses.stream(**request) as stream:
+            assert stream.get_final_response().output_parsed == parsed.output_parsed
+
+    def test_incomplete(self, client: openai.OpenAI) -> None:
+        request: dict[str, Any] = {"model": "", "input": ask(text="many words come here"), "max_output_tokens": 3}
+        unary = client.responses.create(**request)
+        assert unary.status == "incomplete"
+        assert unary.incomplete_details is not None
+        assert unary.incomplete_details.reason == "max_output_tokens"
+        *_, last = client.responses.create(**request, stream=True)
+        assert last.type == "response.incomplete"
+        assert same(last.response, unary)
+
+    def test_a_conversation_is_sent_back_as_it_came(self, client: openai.OpenAI) -> None:
+        first = client.responses.create(model="", input=ask(text="one"))
+        again: Any = [{"role": "user", "content": "Hi"}, *first.output, {"role": "user", "content": ask(text="two")}]
+        assert client.responses.create(model="", input=again).output_text == "two"
+
+    def test_log_probabilities(self, client: openai.OpenAI) -> None:
+        request: dict[str, Any] = {
+            "model": "",
+            "input": ask(text="Hello there"),
+            "top_logprobs": 2,
+            "include": ["message.output_text.logprobs"],
+        }
+        unary = client.responses.create(**request)
+        logprobs = unary.output[0].content[0].logprobs
+        streamed = [
+            one for event in client.responses.create(**request, stream=True) if event.type.endswith("text.delta") for one in event.logprobs
+        ]
+        assert [(one.token, one.logprob) for one in logprobs] == [(one.token, one.logprob) for one in streamed]
+        assert "".join(one.token for one in logprobs).startswith("Hello there")
+        assert [len(one.top_logprobs) for one in logprobs[:2]] == [2, 2]
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_error_before_the_first_token(self, client: openai.OpenAI, stream: bool) -> None:
+        error = {"code": "RESOURCE_EXHAUSTED", "message": "the server says no", "after": 0}
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.responses.create(model="", input=ask(error=error), stream=stream)
+        assert caught.value.status_code in (429, 500)
+
+    def test_error_amid_the_stream(self, client: openai.OpenAI) -> None:
+        error = {"code": "INTERNAL", "message": "boom", "after": 2}
+        stream = client.responses.create(model="", input=ask(text="one two three", error=error), stream=True)
+        events = []
+        with pytest.raises(openai.APIError):
+            events.extend(stream)  # takes what came before
+        assert events[-1].type == "response.failed"
+        assert events[-1].response.error.code == "server_error"
+        assert "boom" not in str(events)
+
+    def test_what_is_not_stored_cannot_be_asked_for(self, client: openai.OpenAI) -> None:
+        for call in (client.responses.retrieve, client.responses.delete, client.responses.cancel):
+            with pytest.raises(openai.NotFoundError, match="not stored"):
+                call("resp_1")
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(model="", input="x", previous_response_id="resp_1")
+        assert caught.value.param == "previous_response_id"
+        with pytest.raises(openai.NotFoundError):
+            client.responses.create(model="nope", input="x")
+
+    def test_what_has_no_effect_is_named(self, client: openai.OpenAI) -> None:
+        answer = client.responses.with_raw_response.create(
+            model="", input=ask(text="x"), store=True, include=["reasoning.encrypted_content"]
+        )
+        assert answer.headers["x-gaie-codec-dropped"] == "include.reasoning.encrypted_content, store"
+        assert answer.parse().output_text == "x"
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that writes `(reasoning) content [name|arguments]`."""
+    monkeypatch.setattr(formats, "make_parser", lambda **_: ToyParser())
+    monkeypatch.setattr(formats, "constrain", lambda *_, **__: None)
+
+
+@contextlib.asynccontextmanager
+async def in_process(port: int) -> Any:
+    upstream = Upstream(f"127.0.0.1:{port}")
+    transcoder = Transcoder("vllm.engine", tokenizer=TOKENIZER, model=MODEL)
+    transcoder.tool_format = formats.ToolFormat(name="toy")
+    transport = httpx.ASGITransport(create_app(upstream, transcoder))
+    try:
+        async with httpx.AsyncClient(transport=transport) as http:
+            yield openai.AsyncOpenAI(base_url="http://x/v1", api_key="none", max_retries=0, http_client=http)
+    finally:
+        await upstream.close()
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    thread = SimThread(model=MODEL, tokenizer="builtin")
+    yield thread.port
+    thread.stop()
+
+
+@pytest.mark.usefixtures("toy")
+class TestParsedOutput:
+    def test_tool_call_loop(self, port: int) -> None:
+        async def loop() -> None:
+            async with in_process(port) as client:
+                asked: list[Any] = [
+                    {"role": "user", "content": ask(text='(think)Let me see. [weather|{"city": "Rome"}][weather|{"city": "Oslo"}]')}
+                ]
+                unary = await client.responses.create(model="", input=asked, tools=TOOLS)
+                async with client.responses.stream(model="", input=asked, tools=TOOLS) as stream:
+                    events = [event async for event in stream]
+                    final = await stream.get_final_response()
+                assert same(final, unary)
+                assert [item.type for item in unary.output] == ["reasoning", "message", "function_call", "function_call"]
+                assert unary.output[0].content[0].text == "think"
+                calls = [item for item in final.output if item.type == "function_call"]
+                assert [json.loads(call.arguments)["city"] for call in calls] == ["Rome", "Oslo"]
+                assert all(call.call_id.startswith("call_") for call in calls)
+                told = [event for event in events if event.type == "response.function_call_arguments.delta"]
+                assert told[-1].snapshot == calls[1].arguments
+                outputs = [{"type": "function_call_output", "call_id": call.call_id, "output": "sunny"} for call in calls]
+                again = [*asked, *(item.to_dict() for item in final.output), *outputs, {"role": "user", "content": ask(text="Sun.")}]
+                last = await client.responses.create(model="", input=again, tools=TOOLS)
+                assert last.output_text == "Sun."
+
+        asyncio.run(loop())
+
+    @pytest.mark.parametrize("finish", ["stop", "length"])
+    def test_a_broken_call(self, port: int, finish: str) -> None:
+        async def broken() -> None:
+            async with in_process(port) as client:
+                request: dict[str, Any] = {"model": "", "input": ask(text='[weather|{"ci', finish=finish), "tools": TOOLS}
+                unary = await client.responses.create(**request)
+                assert [item.type for item in unary.output] == ["message"]
+                assert unary.output_text == 'weather{"ci'  # the toy keeps no more of it
+                async with client.responses.stream(**request) as stream:
+                    events = [event async for event in stream]
+                ended = [event.item.status for event in events if event.type == "response.output_item.done"]
+                assert ended == ["incomplete", "completed" if finish == "stop" else "incomplete"]
+                assert events[-1].type == ("response.completed" if finish == "stop" else "response.incomplete")
+                assert same(events[-1].response, unary)
+
+        asyncio.run(broken())
