@@ -115,7 +115,7 @@ def decode_reading(
     begins_inside = reasoning is not None and reasoning.begins_inside(prompt_text, template_kwargs)
     constraint = None
     if called:
-        tag = formats.constrain(tool_format, called, choice.kind, choice.name, parallel=parallel)
+        tag = formats.constrain(tool_format, called, choice.kind, choice.name)
         constraint = tag and Constraint(kind=tag[0], value=tag[1])
     if not called and reasoning is None:
         return Reading()
@@ -126,6 +126,7 @@ def decode_reading(
             begins_inside=begins_inside,
             definitions=called or (),
             parallel=parallel,
+            required=choice.kind == "required",
             forced=choice.name,
         ),
         id_style=tool_format.id_style if tool_format is not None else "openai",

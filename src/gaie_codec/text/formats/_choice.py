@@ -1,0 +1,38 @@
+"""Which format a model's answers have: what the operator says, else what the server says, else what the chat template shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+from ..._errors import UsageError
+from ._table import REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat, ToolFormat
+
+F = TypeVar("F", ToolFormat, ReasoningFormat)
+
+
+def choose_tool_format(option: str, told: str, template: str) -> ToolFormat | None:
+    """The format of tool calls, or None.
+
+    `option` is "auto", "none" or a name; `told` is the server's `tool_call_parser`, "" or a name that need not be known here;
+    `template` is the chat template's source. Raises UsageError for an unknown option.
+    """
+    return _choose(TOOL_FORMATS, option, told, template, "tool_call_parser")
+
+
+def choose_reasoning_format(option: str, told: str, template: str) -> ReasoningFormat | None:
+    """The format of reasoning, or None, in the same way."""
+    return _choose(REASONING_FORMATS, option, told, template, "reasoning_parser")
+
+
+def _choose(formats: Mapping[str, F], option: str, told: str, template: str, what: str) -> F | None:
+    if option == "none":
+        return None
+    if option != "auto":
+        if option not in formats:
+            raise UsageError(f"{what} is {option!r}, not auto, none, or one of {', '.join(sorted(formats))}")
+        return formats[option]
+    if told in formats:
+        return formats[told]
+    return next((row for row in dict.fromkeys(formats.values()) if row.template and re.search(row.template, template)), None)

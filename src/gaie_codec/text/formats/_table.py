@@ -1,0 +1,165 @@
+"""The table of formats: how models write tool calls and reasoning, one row each, and the names that servers have for the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import msgspec
+
+from ._layouts import BareArguments, JsonCalls, Layout
+from ._reader import SPACE
+
+IdStyle = Literal["openai", "mistral"]
+_TAIL: Final = 256  # characters of a prompt in which a tag at its end is looked for
+
+
+class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """How a family of models writes tool calls."""
+
+    name: str
+    aliases: tuple[str, ...] = ()  # what vLLM and SGLang call it besides
+    layout: Layout
+    template: str = ""  # a regular expression that the chat templates of such models match
+    keeps_special_tokens: bool = False  # markers are special tokens, so the text must keep these: vLLM sends skip_special_tokens=False
+    id_style: IdStyle = "openai"  # of calls to which the model gives none: chatcmpl-tool-<16 hex>, or 9 alphanumerics
+    tag_style: str = ""  # of the structural tag that forces a call; without one a call is forced by a JSON schema, and is that JSON
+
+
+class ReasoningFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """How a family of models tells what it thinks from what it answers."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    start: str = "<think>"
+    end: str = "</think>"
+    interrupts: tuple[str, ...] = ()  # markers of calls, which end the reasoning as the end tag does
+    starts: Literal["inside", "outside"] = "inside"  # where an answer begins if neither the prompt's end nor a toggle tells
+    toggles: tuple[str, ...] = ()  # template variables that turn reasoning on and off; `starts` is what holds without them
+    opens: bool = False  # a start tag where the answer begins opens reasoning even where it was not expected
+    template: str = ""
+    keeps_special_tokens: bool = False
+
+    def begins_inside(self, prompt_text: str, template_kwargs: Mapping[str, Any]) -> bool:
+        """Is the beginning of the answer reasoning, even without a start tag?
+
+        The end of the prompt decides if it is one of the tags, else the template variables, else what such models do by default.
+        """
+        tail = prompt_text[-_TAIL:].rstrip(SPACE)
+        if tail.endswith((self.start, self.end)):
+            return tail.endswith(self.start)
+        told = [template_kwargs[name] for name in self.toggles if template_kwargs.get(name) is not None]
+        return any(told) if told else self.starts == "inside"
+
+
+_TOOL_ROWS: Final = (
+    ToolFormat(
+        name="llama3_json",
+        aliases=("llama3", "llama4_json"),
+        layout=JsonCalls(begins=("<|python_tag|>",), is_bare=True, separator=";", rewrites=True),
+        template=r"<\|python_tag\|>|\"name\": function name, \"parameters\"",
+    ),
+    ToolFormat(
+        name="hermes",
+        aliases=("qwen", "qwen25", "qwen2.5", "qwen3"),
+        layout=JsonCalls(begins=("<tool_call>",), end="</tool_call>"),
+        template="<tool_call>",
+        keeps_special_tokens=True,
+        tag_style="hermes",
+    ),
+)
+
+_REASONING_ROWS: Final = (
+    ReasoningFormat(
+        name="mistral",
+        start="[THINK]",
+        end="[/THINK]",
+        interrupts=("[TOOL_CALLS]",),
+        starts="outside",
+        opens=True,
+        template=r"\[THINK\]",
+        keeps_special_tokens=True,
+    ),
+    ReasoningFormat(
+        name="seed_oss",
+        start="<seed:think>",
+        end="</seed:think>",
+        interrupts=("<seed:tool_call>",),
+        template="<seed:think>",
+        keeps_special_tokens=True,
+    ),
+    ReasoningFormat(
+        name="kimi",
+        start="◁think▷",
+        end="◁/think▷",
+        starts="outside",
+        opens=True,
+        template="◁think▷",
+    ),
+    ReasoningFormat(
+        name="kimi_k2",
+        interrupts=("<|tool_calls_section_begin|>",),
+        toggles=("thinking", "enable_thinking"),
+        template=r"(?s)<\|tool_calls_section_begin\|>.*</?think>|</?think>.*<\|tool_calls_section_begin\|>",
+        keeps_special_tokens=True,
+    ),
+    ReasoningFormat(
+        name="minimax_m2",
+        aliases=("minimax", "minimax-m2", "minimax_m2_append_think", "minimax-append-think"),
+        template="(?s)<minimax:tool_call>.*</think>|</think>.*<minimax:tool_call>",
+    ),
+    ReasoningFormat(
+        name="glm45",
+        aliases=("glm47", "glm4", "glm"),
+        interrupts=("<tool_call>",),
+        toggles=("thinking", "enable_thinking"),
+        template=r"(?s)\[gMASK\].*</?think>",
+        keeps_special_tokens=True,
+    ),
+    ReasoningFormat(
+        name="deepseek_v3",
+        aliases=("deepseek-v3", "deepseek_v31", "deepseek-v31"),
+        starts="outside",
+        toggles=("thinking", "enable_thinking"),
+        opens=True,
+        template=r"(?s)\bthinking\b.*<｜Assistant｜>.*</think>",
+    ),
+    ReasoningFormat(
+        name="qwen3",
+        aliases=("mimo",),
+        interrupts=("<tool_call>",),
+        toggles=("enable_thinking",),
+        template="(?s)enable_thinking.*</?think>|</?think>.*enable_thinking",
+        keeps_special_tokens=True,
+    ),
+    ReasoningFormat(
+        name="nemotron_v3",
+        aliases=("nemotron_3",),
+        interrupts=("<tool_call>",),
+        toggles=("enable_thinking",),
+        keeps_special_tokens=True,
+    ),
+    ReasoningFormat(name="holo2", toggles=("thinking", "enable_thinking")),
+    ReasoningFormat(
+        name="deepseek_r1",
+        aliases=("deepseek-r1", "qwen3-thinking", "olmo3", "step3", "step3p5", "ernie45", "interns1", "think"),
+        template=r"(?s)<｜Assistant｜>.*</?think>|assistant[^{}]*<think>",
+    ),
+)
+
+# What calls look like that a JSON schema forces, where the format has no structural tag.
+SCHEMA_CALLS: Final = JsonCalls(is_bare=True)
+
+
+def schema_layout(name: str) -> Layout:
+    """The layout of calls that a JSON schema forces: of the named function, or of any with "" for a name."""
+    return BareArguments(name=name) if name else SCHEMA_CALLS
+
+
+def _by_name(rows: tuple[Any, ...]) -> Mapping[str, Any]:
+    return MappingProxyType({name: row for row in rows for name in (row.name, *row.aliases)})
+
+
+TOOL_FORMATS: Final[Mapping[str, ToolFormat]] = _by_name(_TOOL_ROWS)
+REASONING_FORMATS: Final[Mapping[str, ReasoningFormat]] = _by_name(_REASONING_ROWS)
