@@ -35,6 +35,15 @@ DIFFERENCES = {
 TOKENIZER = load_tokenizer(str(GOLDEN / "model"))
 
 
+def parsers_of(case: dict[str, Any]) -> dict[str, Any]:
+    """The parsers that vLLM was started with."""
+    flags = dict(zip(case["oracle"].split(), case["oracle"].split()[1:], strict=False))
+    return {
+        "tool_call_parser": flags.get("--tool-call-parser", "none"),
+        "reasoning_parser": flags.get("--reasoning-parser", "none"),
+    }
+
+
 def transcode(case: dict[str, Any], stop_holdback: Any = "window", *, stream: bool | None = None) -> tuple[Any, int, str]:
     """Our call, HTTP status and body for a case."""
     http, grpc = case["http"], case["grpc_vllm"]
@@ -46,6 +55,7 @@ def transcode(case: dict[str, Any], stop_holdback: Any = "window", *, stream: bo
         stop_holdback=stop_holdback,
         prompt_tokens_details="--enable-prompt-tokens-details" in case["oracle"],
         return_tokens_as_token_ids="--return-tokens-as-token-ids" in case["oracle"],
+        **parsers_of(case),
     )
     call = transcoder.request(http["method"], http["path"], http["headers"], json.dumps(request).encode(), request_id="unused")
     response = call.response(created=1700000000)

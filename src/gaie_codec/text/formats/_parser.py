@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .. import OutputParser, Part
 from ._json_calls import bare_arguments, json_calls
-from ._layouts import BareArguments, JsonCalls, Layout
+from ._layouts import BareArguments, JsonCalls, Layout, NamedCalls, PythonCalls
+from ._named_calls import named_calls
+from ._python_calls import python_calls
 from ._reader import MalformedCallError, Reader, Steps, markers_of
 from ._reasoning import reasoning as reasoning_steps
 from ._table import ReasoningFormat, ToolFormat, schema_layout
+from ._tagged_calls import tagged_calls
 from ._writer import Writer
-
-# What reads the calls after a marker: until one that is malformed, or text that is no call.
-_READERS: Final[Mapping[type[Layout], Callable[..., Steps[None]]]] = {JsonCalls: json_calls, BareArguments: bare_arguments}
 
 
 def make_parser(
@@ -92,7 +92,7 @@ class _Parser:
                     closing, may_be_bare = "", False
                     continue
                 self._writer.begin_call(marker)
-            is_whole = yield from self._calls(layout)
+            is_whole = yield from self._calls(layout, marker)
             closing = layout.end if is_whole and layout.end and not (yield from self._reader.close(layout.end)) else ""
             may_be_bare = layout.is_bare and is_whole and not isinstance(layout, BareArguments)
 
@@ -106,10 +106,10 @@ class _Parser:
         self._writer.content("".join(space))
         return False
 
-    def _calls(self, layout: Layout) -> Steps[bool]:
+    def _calls(self, layout: Layout, marker: str) -> Steps[bool]:
         """The calls at this place. False if the last was none."""
         try:
-            yield from _READERS[type(layout)](self._reader, self._writer, layout)
+            yield from self._layout(layout, marker)
         except MalformedCallError:
             if self._writer.is_told:
                 marker = yield from self._reader.until(markers_of(layout.end, *layout.begins), _discard)
@@ -119,6 +119,19 @@ class _Parser:
             return False
         yield from self._reader.skip_space(self._writer.content)
         return True
+
+    def _layout(self, layout: Layout, marker: str) -> Steps[None]:
+        """What reads calls of this layout, until text that is no call. Raises MalformedCallError."""
+        reader, writer = self._reader, self._writer
+        if isinstance(layout, JsonCalls):
+            return json_calls(reader, writer, layout)
+        if isinstance(layout, BareArguments):
+            return bare_arguments(reader, writer, layout)
+        if isinstance(layout, NamedCalls):
+            return named_calls(reader, writer, layout, marker)
+        if isinstance(layout, PythonCalls):
+            return python_calls(reader, writer, layout)
+        return tagged_calls(reader, writer, layout, marker, self._definitions)
 
 
 def _discard(text: str) -> None:

@@ -82,6 +82,11 @@ class Reader:
         self._record = [beginning]
         self._recorded_to = self.position
 
+    @property
+    def is_recording(self) -> bool:
+        """Is there a record?"""
+        return self._record is not None
+
     def recorded(self) -> str:
         """End the record."""
         self._keep()

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from ._layouts import BareArguments, JsonCalls, Layout
+from ._layouts import BareArguments, JsonCalls, Layout, NamedCalls, PythonCalls, TaggedCalls
 from ._reader import SPACE
 
 IdStyle = Literal["openai", "mistral"]
@@ -53,12 +53,158 @@ class ReasoningFormat(msgspec.Struct, frozen=True, kw_only=True):
         return any(told) if told else self.starts == "inside"
 
 
+def _function_tags(begin: str, end: str) -> TaggedCalls:
+    return TaggedCalls(
+        begins=(begin, "<function="),
+        end=end,
+        call="<function=",
+        name_end=">",
+        argument="<parameter=",
+        argument_name_ends=(">",),
+        value_end="</parameter>",
+        call_end="</function>",
+        trims=True,
+    )
+
+
+# From the most telling template to the least: the first that matches is taken.
 _TOOL_ROWS: Final = (
+    ToolFormat(
+        name="kimi_k2",
+        layout=NamedCalls(
+            begins=("<|tool_calls_section_begin|>", "<|tool_call_begin|>"),
+            end="<|tool_calls_section_end|>",
+            call="<|tool_call_begin|>",
+            name_ends=("<|tool_call_argument_begin|>",),
+            name_has_id=True,
+            call_end="<|tool_call_end|>",
+        ),
+        template=r"<\|tool_calls_section_begin\|>",
+        keeps_special_tokens=True,
+        tag_style="kimi",
+    ),
+    ToolFormat(
+        name="deepseek_v32",
+        aliases=("deepseekv32",),
+        layout=TaggedCalls(
+            begins=("<｜DSML｜function_calls>", '<｜DSML｜invoke name="'),
+            end="</｜DSML｜function_calls>",
+            call='<｜DSML｜invoke name="',
+            name_end='">',
+            argument='<｜DSML｜parameter name="',
+            argument_name_ends=('" string="true">', '" string="false">'),
+            texts=('" string="true">',),
+            others=('" string="false">',),
+            value_end="</｜DSML｜parameter>",
+            call_end="</｜DSML｜invoke>",
+        ),
+        template="｜DSML｜",
+    ),
+    ToolFormat(
+        name="deepseek_v3",
+        aliases=("deepseekv3",),
+        layout=NamedCalls(
+            begins=("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"),
+            end="<｜tool▁calls▁end｜>",
+            call="<｜tool▁call▁begin｜>",
+            name_after="<｜tool▁sep｜>",
+            name_ends=("\n```json",),
+            fence="```",
+            call_end="<｜tool▁call▁end｜>",
+        ),
+        template=r"(?s)<｜tool▁calls▁begin｜>.*```json",
+        tag_style="deepseek_r1",
+    ),
+    ToolFormat(
+        name="deepseek_v31",
+        aliases=("deepseekv31",),
+        layout=NamedCalls(
+            begins=("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"),
+            end="<｜tool▁calls▁end｜>",
+            call="<｜tool▁call▁begin｜>",
+            name_ends=("<｜tool▁sep｜>",),
+            call_end="<｜tool▁call▁end｜>",
+        ),
+        template="<｜tool▁calls▁begin｜>",
+        tag_style="deepseek_v3_1",
+    ),
+    ToolFormat(
+        name="mistral",
+        layout=NamedCalls(
+            begins=("[TOOL_CALLS]",),
+            name_ends=("[ARGS]", "[CALL_ID]", "{"),
+            id_after="[CALL_ID]",
+            or_json=True,
+        ),
+        template=r"\[TOOL_CALLS\]",
+        keeps_special_tokens=True,
+        id_style="mistral",
+    ),
+    ToolFormat(
+        name="minimax_m2",
+        aliases=("minimax-m2",),
+        layout=TaggedCalls(
+            begins=("<minimax:tool_call>",),
+            end="</minimax:tool_call>",
+            call='<invoke name="',
+            name_end='">',
+            argument='<parameter name="',
+            argument_name_ends=('">',),
+            value_end="</parameter>",
+            call_end="</invoke>",
+        ),
+        template="<minimax:tool_call>",
+        keeps_special_tokens=True,
+    ),
+    ToolFormat(
+        name="glm45",
+        aliases=("glm47", "glm"),
+        layout=TaggedCalls(
+            begins=("<tool_call>",),
+            argument="<arg_key>",
+            argument_name_ends=("</arg_key>",),
+            value="<arg_value>",
+            value_end="</arg_value>",
+            call_end="</tool_call>",
+        ),
+        template="<arg_key>",
+        keeps_special_tokens=True,
+        tag_style="glm_4_7",
+    ),
+    ToolFormat(
+        name="seed_oss",
+        layout=_function_tags("<seed:tool_call>", "</seed:tool_call>"),
+        template="<seed:tool_call>",
+        keeps_special_tokens=True,
+    ),
+    ToolFormat(
+        name="qwen3_coder",
+        aliases=("qwen3_xml", "mimo"),
+        layout=_function_tags("<tool_call>", "</tool_call>"),
+        template="<function=",
+        keeps_special_tokens=True,
+        tag_style="qwen_3_coder",
+    ),
+    ToolFormat(
+        name="llama4_pythonic",
+        layout=PythonCalls(begins=("<|python_start|>",), end="<|python_end|>", is_bare=True),
+        template=r"<\|python_start\|>",
+    ),
     ToolFormat(
         name="llama3_json",
         aliases=("llama3", "llama4_json"),
         layout=JsonCalls(begins=("<|python_tag|>",), is_bare=True, separator=";", rewrites=True),
         template=r"<\|python_tag\|>|\"name\": function name, \"parameters\"",
+    ),
+    ToolFormat(
+        name="olmo3",
+        layout=PythonCalls(begins=("<function_calls>",), end="</function_calls>"),
+        template="<function_calls>",
+    ),
+    ToolFormat(
+        name="pythonic",
+        layout=PythonCalls(is_bare=True),
+        template=r"\[func_name1\(",
     ),
     ToolFormat(
         name="hermes",

@@ -13,7 +13,7 @@ class Writer:
     either done or given up; giving up tells its raw text, as content if nothing was told of it yet.
     """
 
-    __slots__ = ("_after_call", "_call", "_entries", "_index", "_parallel", "_reader", "_space", "is_told")
+    __slots__ = ("_after_call", "_entries", "_index", "_parallel", "_reader", "_space", "is_told")
 
     def __init__(self, reader: Reader, *, parallel: bool) -> None:
         self._reader = reader
@@ -21,7 +21,6 @@ class Writer:
         # Kind, call index, name, id, texts: joined once when taken, since one feed may bring very many pieces.
         self._entries: list[tuple[type[Part], int, str, str, list[str]]] = []
         self._index = 0  # of the call that is, or will be, told
-        self._call = False
         self._after_call = False  # only white space since the last call
         self._space: list[str] = []
         self.is_told = False  # something of the current call
@@ -51,6 +50,11 @@ class Writer:
         """A call begins; `beginning` is what was consumed of it already."""
         self._reader.record(beginning)
         self.is_told = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Is there a current call?"""
+        return self._reader.is_recording
 
     def tell(self, arguments: str = "", *, name: str = "", call_id: str = "") -> None:
         """A piece of the current call. The name comes first."""
