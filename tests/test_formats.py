@@ -147,7 +147,8 @@ CALLS = {
     ],
     "deepseek_v31": [f'{DS}{DC}get_weather{SEP}{{"city": "Paris"}}{DX}{DC}f{SEP}{{}}{DX}{DE}', f"{DS}{DC}f{SEP}{{}}"],
     "deepseek_v32": [
-        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="city" string="true">7 "</｜DSML｜parameter>\n'
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="city" string="true">7 "'
+        "</｜DSML｜parameter>\n"
         '<｜DSML｜parameter name="n" string="false">[1, 2]</｜DSML｜parameter>\n</｜DSML｜invoke>\n<｜DSML｜invoke name="f">\n'
         "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
     ],
@@ -162,7 +163,8 @@ CALLS = {
         "<tool_call>\n<function=get_weather>\n<parameter=city>\nDallas\n<parameter=unit>\n\nC\n\n</function>\n</tool_call>",
     ],
     "glm45": [
-        "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Par is</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>",
+        "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Par is</arg_value>\n"
+        "<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>",
         "<tool_call>f</tool_call><tool_call>get_weather<arg_key>city</arg_key><arg_value></arg_value></tool_call>",
     ],
     "minimax_m2": [
