@@ -169,16 +169,16 @@ START, END = (MODEL.encode(tag, add_special_tokens=False) for tag in ("<think>",
 def test_reasoning_tokens(inside: bool, tags: str) -> None:
     ids = [*(START if tags == "both" else []), 70, 71, *(END if tags != "none" else []), 72, EOS]
     expected = {"both": 2, "end": 2 * inside, "none": 3 * inside}[tags]
-    whole = stage(MODEL, reasoning_tags=("<think>", "</think>"), begins_inside=inside)
+    whole = stage(MODEL, reasoning_start="<think>", reasoning_ends=("</think>", "<tool_call>"), begins_inside=inside)
     whole.count(ids)
-    one_by_one = stage(MODEL, reasoning_tags=("<think>", "</think>"), begins_inside=inside)
+    one_by_one = stage(MODEL, reasoning_start="<think>", reasoning_ends=("</think>", "<tool_call>"), begins_inside=inside)
     for token_id in ids:
         one_by_one.count([token_id])
     assert whole.reasoning_tokens == one_by_one.reasoning_tokens == expected
 
 
 def test_reasoning_is_tokenized_where_its_tokens_are_not_known() -> None:
-    parsed = stage(MODEL, reasoning_tags=("<think>", "</think>"))
+    parsed = stage(MODEL, reasoning_start="<think>", reasoning_ends=("</think>", "<tool_call>"))
     parsed.receive(Delta(0, "(Hello, world)text"))
     assert parsed.reasoning_tokens == sum(len(MODEL.encode(character, add_special_tokens=False)) for character in "Hello, world")
 

@@ -27,12 +27,14 @@ IdStyle = Literal["openai", "mistral", "responses"]
 class OutputSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the choices of one request are parsed.
 
-    `reasoning_tags` are the texts around reasoning, by whose token ids its tokens are counted; None where nothing tells reasoning apart.
+    Reasoning goes from the text `reasoning_start` to the first of `reasoning_ends`, by whose token ids its tokens are counted; there are no
+    ends where nothing tells reasoning apart.
     """
 
     make_parser: Callable[[], OutputParser]
     id_style: IdStyle = "openai"
-    reasoning_tags: tuple[str, str] | None = None
+    reasoning_start: str = ""
+    reasoning_ends: tuple[str, ...] = ()
     begins_inside: bool = False
     """The answer begins with reasoning, without a tag of its own."""
     hides_reasoning: bool = False
@@ -61,7 +63,7 @@ class PartsStage:
     __slots__ = (
         "_begun",
         "_broken",
-        "_end",
+        "_ends",
         "_eos_ids",
         "_feed_ids",
         "_inside",
@@ -88,18 +90,18 @@ class PartsStage:
         self._request_id = request_id
         self._eos_ids = eos_token_ids
         self._begun = self._broken = 0  # tool calls
-        self._tokenizer = tokenizer if settings.reasoning_tags is not None else None
-        self._start, self._end = _tag_ids(settings, tokenizer)
-        self.counts_text = self._end is None
-        self._inside = settings.begins_inside and self._end is not None
+        self._tokenizer = tokenizer if settings.reasoning_ends else None
+        self._start, self._ends = _tag_ids(settings, tokenizer)
+        self.counts_text = not self._ends
+        self._inside = settings.begins_inside
 
     def count(self, token_ids: Sequence[int]) -> None:
         """Count those of these tokens that are reasoning; tags are not."""
-        start, end = self._start, self._end
-        if end is None or not (self._inside or start in token_ids):
+        start, ends = self._start, self._ends
+        if not ends or not (self._inside or start in token_ids):
             return
         for token_id in token_ids:
-            if token_id == end:
+            if token_id in ends:
                 self._inside = False
             elif token_id == start:
                 self._inside = True
@@ -161,11 +163,14 @@ class PartsStage:
         return completed
 
 
-def _tag_ids(settings: OutputSettings, tokenizer: Tokenizer | None) -> tuple[int | None, int | None]:
-    if settings.reasoning_tags is None or tokenizer is None:
-        return None, None
-    start, end = (tokenizer.encode(tag, add_special_tokens=False) for tag in settings.reasoning_tags)
-    return start[0] if len(start) == 1 else None, end[0] if len(end) == 1 else None
+def _tag_ids(settings: OutputSettings, tokenizer: Tokenizer | None) -> tuple[int | None, frozenset[int]]:
+    """The ids of the start and the ends; none where the first end is not a single token."""
+    if not settings.reasoning_ends or tokenizer is None:
+        return None, frozenset()
+    start, *ends = (tokenizer.encode(tag, add_special_tokens=False) for tag in (settings.reasoning_start, *settings.reasoning_ends))
+    if len(ends[0]) != 1:
+        return None, frozenset()
+    return start[0] if len(start) == 1 else None, frozenset(end[0] for end in ends if len(end) == 1)
 
 
 _RANKS: Final = {Reasoning: 0, Content: 1, ToolCall: 2, BrokenToolCall: 3}
