@@ -255,6 +255,25 @@ def test_sizes() -> None:
     assert (nested.max_model_len, byte_level_tokenizer().max_model_len) == (7, None)
 
 
+def test_whether_embeddings_may_be_shortened() -> None:
+    def told(**config: object) -> tuple[bool, tuple[int, ...]]:
+        tokenizer = HuggingFaceTokenizer.from_files(byte_level(config__json=config))
+        return tokenizer.is_matryoshka, tokenizer.matryoshka_dimensions
+
+    assert told() == told(is_matryoshka="yes", matryoshka_dimensions=5) == (False, ())
+    assert told(is_matryoshka=True) == (True, ())
+    assert told(matryoshka_dimensions=[512, 256, None]) == (False, (256, 512))
+
+
+def test_whole_texts_and_the_spelling_of_tokens() -> None:
+    tokenizer = byte_level_tokenizer()
+    token_ids = tokenizer.encode("🌍 b<|end|>", add_special_tokens=False)
+    assert tokenizer.decode(token_ids) == "🌍 b<|end|>"
+    assert tokenizer.decode(token_ids[:1]) == "\N{REPLACEMENT CHARACTER}"
+    texts = tokenizer.token_texts([*token_ids, 10**6])
+    assert (texts[-2:], len(texts)) == (["<|end|>", ""], len(token_ids) + 1)
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [

@@ -120,7 +120,7 @@ def test_a_body_that_is_no_request_is_the_clients_fault(body):
 
 def test_other_calls_have_nothing_to_observe():
     with pytest.raises(UnsupportedEndpointError, match="Generate"):
-        Observer("vllm.engine").request("/vllm.grpc.engine.VllmEngine/Embed", [], encode_frame(b""))
+        Observer("vllm.engine").request("/vllm.grpc.engine.VllmEngine/HealthCheck", [], encode_frame(b""))
     with pytest.raises(UsageError):
         Observer("vllm.none")
 

@@ -160,3 +160,6 @@ def test_what_the_server_does_not_tell_of_its_model_is_the_tokenizers():
     assert complete_model_info(ModelInfo(), tokenizer, runtime, takes_defaults=False).default_sampling_params == {}
     told = ModelInfo(max_model_len=7, default_sampling_params={"top_p": 0.5})
     assert complete_model_info(told, tokenizer, runtime, takes_defaults=True) == told
+    nested = HuggingFaceTokenizer.from_files(files | {"config.json": b'{"is_matryoshka": true, "matryoshka_dimensions": [64, 32]}'})
+    learned = complete_model_info(told, nested, runtime, takes_defaults=True)
+    assert (learned.is_matryoshka, learned.matryoshka_dimensions) == (True, (32, 64))

@@ -195,7 +195,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `default_sampling_params` are the model's own (`generation_config.json`); servers only advertise them, so the codec lays them under
     what the client left open. `lora_adapters` maps the names of loaded adapters to what `InferenceRequest.lora_name` has to be for them.
-    `is_matryoshka` says that embeddings may be shortened, to `matryoshka_dimensions` where these are given; no server tells it.
+    `is_matryoshka` says that embeddings may be shortened, to `matryoshka_dimensions` where these are given; no server tells it,
+    but the model's `config.json` does.
     """
 
     model_path: str = ""

@@ -17,7 +17,7 @@ from .openai.sampling import MAX_N
 from .snapshots import is_repeated
 
 if TYPE_CHECKING:
-    from .adapters.base import Adapter
+    from .adapters.base import Adapter, EmbedCoder
 
 RANK = "x-data-parallel-rank"
 
@@ -49,6 +49,11 @@ def parse_request(adapter: Adapter, path: str, message: bytes) -> Any:
     bodies = adapter.passthrough.paths.values() if adapter.passthrough is not None else ()
     if path not in adapter.generate_paths and path not in bodies:
         raise UnsupportedEndpointError(f"{path[:100]} does not generate; what does is {', '.join((*adapter.generate_paths, *bodies))}")
+    return parse_message(adapter, path, message)
+
+
+def parse_message(adapter: Adapter, path: str, message: bytes) -> Any:
+    """The request message of a method of the adapter's. Raises MalformedRequestError."""
     request_type: Any = adapter.snapshot.method_at(path).request
     try:
         return request_type.FromString(message)
@@ -65,7 +70,7 @@ def decode_request(adapter: Adapter, path: str, message: Any, headers: Mapping[s
     if not 1 <= request.sampling.n <= MAX_N:
         raise MalformedRequestError(f"n must be from 1 to {MAX_N}, got {request.sampling.n}.", param="n")
     told: dict[str, Any] = {}
-    trace = {name: headers[name] for name in FORWARDED if headers.get(name)}
+    trace = _trace_of(headers)
     if trace:
         told["trace_headers"] = {**trace, **request.trace_headers}
     if headers.get(RANK) and "data_parallel_rank" in adapter.emulates:
@@ -73,6 +78,16 @@ def decode_request(adapter: Adapter, path: str, message: Any, headers: Mapping[s
     if "stream" in adapter.emulates:
         told["stream"] = path == adapter.generate_path
     return msgspec.structs.replace(request, **told) if told else request
+
+
+def decode_embed_request(embed: EmbedCoder, message: Any, headers: Mapping[str, str]) -> InferenceRequest:
+    """What a message of `embed.path` and its metadata ask for."""
+    request = embed.decode_request(message)
+    return msgspec.structs.replace(request, trace_headers={**_trace_of(headers), **request.trace_headers})
+
+
+def _trace_of(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: headers[name] for name in FORWARDED if headers.get(name)}
 
 
 def unread(adapter: Adapter, message: Any) -> list[str]:

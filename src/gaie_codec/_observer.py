@@ -18,7 +18,7 @@ import msgspec
 from . import adapters, snapshots
 from ._errors import CodecError
 from ._events import BodyEvent, Event, FinishEvent, InferenceRequest, ModelInfo, TokensEvent, Usage
-from ._grpc_in import decode_request, only_message, parse_request
+from ._grpc_in import decode_embed_request, decode_request, only_message, parse_message, parse_request
 from ._metadata import Headers, as_mapping
 from ._reader import CallReader
 from ._state import State
@@ -48,9 +48,10 @@ class Observer:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The gRPC paths that generate; other calls have nothing to observe."""
-        way = self.adapter.passthrough
-        return (*self.adapter.generate_paths, *(way.paths.values() if way is not None else ()))
+        """The gRPC paths that generate or embed; other calls have nothing to observe."""
+        way, embed = self.adapter.passthrough, self.adapter.embed
+        bodies = way.paths.values() if way is not None else ()
+        return (*self.adapter.generate_paths, *bodies, *((embed.path,) if embed is not None else ()))
 
     def request(self, path: str, headers: Headers | Mapping[str, str], body: bytes | Iterable[bytes]) -> ObservedCall:
         """What a call asks for: `body` is framed, whole or in pieces cut anywhere.
@@ -63,6 +64,9 @@ class Observer:
     def request_message(self, path: str, headers: Headers | Mapping[str, str], message: bytes) -> ObservedCall:
         """Likewise for one message without its frame."""
         fields = as_mapping(headers)
+        embed = self.adapter.embed
+        if embed is not None and path == embed.path:
+            return ObservedCall(self, path, decode_embed_request(embed, parse_message(self.adapter, path, message), fields), None)
         parsed = parse_request(self.adapter, path, message)
         if path in self.adapter.generate_paths:
             return ObservedCall(self, path, decode_request(self.adapter, path, parsed, fields), None)

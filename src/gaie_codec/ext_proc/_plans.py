@@ -256,14 +256,15 @@ def _dialects() -> dict[str, tuple[str, str]]:
 
 
 def generates(path: str) -> bool:
-    """Whether it is a gRPC path of a known dialect that generates, or passes OpenAI JSON on."""
-    return path in _dialects() or path in _passthrough_paths()
+    """Whether it is a gRPC path of a known dialect that generates, embeds, or passes OpenAI JSON on."""
+    return path in _dialects() or path in _other_paths()
 
 
 @cache
-def _passthrough_paths() -> frozenset[str]:
-    found = (adapters.get(snapshots.load(dialect)) for dialect in adapters.DIALECTS)
-    return frozenset(path for one in found if one.passthrough is not None for path in one.passthrough.paths.values())
+def _other_paths() -> frozenset[str]:
+    found = [adapters.get(snapshots.load(dialect)) for dialect in adapters.DIALECTS]
+    bodies = (path for one in found if one.passthrough is not None for path in one.passthrough.paths.values())
+    return frozenset((*bodies, *(one.embed.path for one in found if one.embed is not None)))
 
 
 def _bridge(path: str, transcoder: Transcoder) -> Bridge:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from .. import RequestError, UsageError
+import msgspec
+
+from .. import Output, RequestError, UsageError, __version__
+from ..openai import models
 from ._headers import FAIRNESS_ID, OBJECTIVE, first_of
 from ._plans import Incoming, Plan, is_native, make_plan
 from .gateway import Gateway
@@ -36,6 +39,32 @@ def find_eligible(gateway: Gateway, headers: Mapping[str, str], subset: frozense
     if not found:
         raise NoEndpointError("no model server of the requested subset is ready")
     return [Spoken.of(server) for server in found]
+
+
+class Local(msgspec.Struct, frozen=True):
+    """A whole answer that needs no model server."""
+
+    outputs: tuple[Output, ...]
+
+
+def answer_locally(request: Incoming, servers: Sequence[Spoken], *, created: int) -> Local | None:
+    """What is answered by what the model servers told of themselves; None for all else, and where one of them speaks HTTP and answers
+    such itself. The list of models is not for one server to tell. Raises RequestError where none of them can be meant."""
+    transcoders = dict.fromkeys(server.transcoder for server in servers)
+    if request.is_grpc or not request.transcodes or None in transcoders or request.path.startswith(models.PATH):
+        return None
+    error: RequestError | None = None
+    for transcoder in transcoders:
+        assert transcoder is not None
+        try:
+            outputs = transcoder.answer(request.method, request.path, request.headers, request.body, created=created, version=__version__)
+        except RequestError as refused:
+            error = error or refused
+            continue
+        return Local(outputs) if outputs is not None else None
+    if error is not None:
+        raise error
+    return None
 
 
 def make_offers(request: Incoming, servers: Sequence[Spoken]) -> list[Offer]:

@@ -233,5 +233,8 @@ def _models(live: Endpoints) -> bytes:
     for endpoint in live.ready():
         model = endpoint.model
         adapters = endpoint.transcoder.lora_models if endpoint.transcoder is not None else ()
-        entries += models.model_entries(model.names, created=_STARTED, max_model_len=model.max_model_len, adapters=adapters)
+        owner = endpoint.dialect.partition(".")[0] if endpoint.transcoder is not None else models.OWNER
+        entries += models.model_entries(
+            model.names, created=_STARTED, max_model_len=model.max_model_len, adapters=adapters, root=model.model_path, owned_by=owner
+        )
     return models.encode_model_list(entries)

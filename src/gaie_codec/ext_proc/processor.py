@@ -13,12 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, Final, Literal, TypeAlias
+from urllib.parse import unquote
 
 from .. import (
+    BodyChunk,
     Code,
     CodecError,
     RequestError,
     RequestTooLargeError,
+    ResponseHead,
     UpstreamStatusError,
     Usage,
     encode_answer_headers,
@@ -29,7 +32,7 @@ from ._headers import DROP_REASON
 from ._modes import Mode, is_grpc
 from ._plans import Incoming, Plan, generates
 from ._reading import HttpReading
-from ._routing import Offer, choose, find_eligible, make_offers
+from ._routing import Local, Offer, answer_locally, choose, find_eligible, make_offers
 from ._wire import (
     BODY_MODES,
     BUFFERED,
@@ -47,8 +50,8 @@ from .picking import DESTINATION, NoEndpointError, RequestShedError, decode_subs
 from .servers import Server, Spoken
 
 _METADATA_NAMESPACE: Final = "envoy.lb"
-Prepared: TypeAlias = Sequence[Offer] | CodecError
-"""A decoded request, or what is wrong with it."""
+Prepared: TypeAlias = Sequence[Offer] | Local | CodecError
+"""A decoded request, its answer where no model server is needed, or what is wrong with it."""
 
 _EndedBy: TypeAlias = Literal["headers", "body", "trailers"]
 
@@ -206,7 +209,8 @@ class Processor:
     def prepare(self) -> Prepared:
         """Decode the request. It changes nothing and looks at nothing that changes, so that it may run in a thread."""
         try:
-            return make_offers(self._incoming(), self._eligible)
+            incoming = self._incoming()
+            return answer_locally(incoming, self._eligible, created=self._created) or make_offers(incoming, self._eligible)
         except CodecError as error:
             return error
 
@@ -216,6 +220,11 @@ class Processor:
         try:
             if isinstance(prepared, CodecError):
                 raise prepared
+            if isinstance(prepared, Local):
+                head, body = prepared.outputs[0], prepared.outputs[1]
+                assert isinstance(head, ResponseHead)
+                assert isinstance(body, BodyChunk)
+                return self._locally(body.data, head.headers)
             return self._route(prepared)
         except CodecError as error:
             return self._refuse(error)
@@ -311,8 +320,11 @@ class Processor:
         if self._phase is not _Phase.AWAIT_HEADERS:
             return ()
         self._phase = _Phase.AWAIT_BODY
-        if self.path == models.PATH and self._gateway.models is not None and self.method in ("GET", "HEAD"):
-            return self._models(self._gateway.models())
+        if self._gateway.models is not None and self.method in ("GET", "HEAD"):
+            if self.path == models.PATH:
+                return self._locally(self._gateway.models())
+            if self.path.startswith(models.ENTRY_PREFIX):
+                return self._locally(models.encode_model(self._gateway.models(), unquote(self.path.removeprefix(models.ENTRY_PREFIX))))
         # A gRPC call that does not generate is not read, and its request may go on while it is answered.
         if headers.end_of_stream or (self._is_grpc and not self._is_read()):
             self._phase = _Phase.ROUTED if headers.end_of_stream else _Phase.PASSING
@@ -348,9 +360,10 @@ class Processor:
         # In mode BUFFERED they come after a body that was whole already.
         return (trailers_answer("request"),) if phase is _Phase.PASSING or self._request_mode == BUFFERED else ()
 
-    def _models(self, body: bytes) -> Answers:
+    def _locally(self, body: bytes, headers: Sequence[tuple[str, str]] = (("content-type", "application/json"),)) -> Answers:
         self.mode, self._status, self.is_over = Mode.LOCAL, 200, True
-        answer = immediate_answer(200, body, (("content-type", "application/json"),), details="gaie_codec: models")
+        told = [(name, value) for name, value in headers if name != "content-length"]  # which Envoy writes
+        answer = immediate_answer(200, body, (*told, *encode_answer_headers(self.request_id)), details="gaie_codec: local")
         return (answer,)
 
     def _complete(self, ended_by: _EndedBy) -> Answers:

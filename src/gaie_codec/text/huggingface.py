@@ -62,6 +62,8 @@ class HuggingFaceTokenizer:
         is_byte_level: bool,
         max_model_len: int | None = None,
         default_sampling_params: Mapping[str, Any] = NO_TEMPLATE_KWARGS,
+        is_matryoshka: bool = False,
+        matryoshka_dimensions: Sequence[int] = (),
     ) -> None:
         """`templates` by their Hugging Face names: "default", and maybe "tool_use" for requests with tools."""
         # Settings of the training run: the one would cut prompts in silence, the other lengthen them.
@@ -76,6 +78,8 @@ class HuggingFaceTokenizer:
         self.eos_token_ids = eos_token_ids
         self.max_model_len = max_model_len
         self.default_sampling_params = dict(default_sampling_params)
+        self.is_matryoshka = is_matryoshka
+        self.matryoshka_dimensions = tuple(matryoshka_dimensions)
         vocab = tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values(), default=-1) + 1
         self.max_token_chars = max(map(len, vocab), default=0)
@@ -115,6 +119,7 @@ class HuggingFaceTokenizer:
         eos_token_ids = _ids(generation_config.get("eos_token_id")) | _ids(config.get("eos_token_id"))
         if "eos_token" in special_tokens:
             eos_token_ids |= _ids(tokenizer.token_to_id(special_tokens["eos_token"]))
+        dimensions = config.get("matryoshka_dimensions")
         is_byte_level = _is_byte_level(json.loads(data).get("decoder"))
         if is_byte_level and _is_loaded_as_qwen2(config, tokenizer_config):
             tokenizer.normalizer = normalizers.NFC()
@@ -126,6 +131,8 @@ class HuggingFaceTokenizer:
             templates={name: ChatTemplate(source, variables=special_tokens, strftime_now=strftime_now) for name, source in sources.items()},
             is_byte_level=is_byte_level,
             max_model_len=_max_model_len(config),
+            is_matryoshka=config.get("is_matryoshka") is True,
+            matryoshka_dimensions=sorted(_ids(dimensions)) if isinstance(dimensions, list) else (),
             default_sampling_params={
                 name: generation_config[key] for key, name in _DEFAULTS.items() if isinstance(generation_config.get(key), int | float)
             },

@@ -140,5 +140,9 @@ def complete_model_info(model: ModelInfo, tokenizer: HuggingFaceTokenizer, adapt
     if not defaults and takes_defaults and not adapter.advertises_defaults:
         defaults = tokenizer.default_sampling_params
     return msgspec.structs.replace(
-        model, max_model_len=model.max_model_len or tokenizer.max_model_len or 0, default_sampling_params=defaults
+        model,
+        max_model_len=model.max_model_len or tokenizer.max_model_len or 0,
+        default_sampling_params=defaults,
+        is_matryoshka=model.is_matryoshka or tokenizer.is_matryoshka,
+        matryoshka_dimensions=model.matryoshka_dimensions or tokenizer.matryoshka_dimensions,
     )
