@@ -306,7 +306,7 @@ class Response:
     def _send(self, upstream: _Upstream, parts: list[bytes]) -> Sequence[Output]:
         """What goes out after `parts`; the end too, when all calls are closed."""
         is_closed = upstream.reader.state is State.CLOSED
-        if is_closed and all(other.reader.state is State.CLOSED for other in self._upstreams):
+        if is_closed and all(other.reader.state is State.CLOSED for other in reversed(self._upstreams)):  # which mostly end in order
             parts.append(self._encoder.close(self.usage))
             return self._emit(parts, last=True)
         outputs = self._emit(parts) if parts else ()
