@@ -39,7 +39,7 @@ WEATHER = {
 }
 TIME = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {"tz": {"type": "string"}}}}}
 DEFINITIONS = [WEATHER, TIME]
-TOOLS = sorted({row.name for row in TOOL_FORMATS.values()})
+TOOLS = sorted({row.name for row in TOOL_FORMATS.values()} - {"harmony"})  # which tests/test_harmony.py is for
 
 # Cases in which our chunks, joined the same, are cut elsewhere or better; docs/parsers.md says how.
 BETTER = {"mistral_t_mistral", "mistral_t_mistral_stream"}  # a space after the marker makes vLLM take "[" for the function's name
@@ -334,7 +334,55 @@ def test_structural_tags_are_those_of_vllm_to_the_byte(case):
     assert constrain(TOOL_FORMATS["hermes"], case["tools"], kind, name) == (("structural_tag", tag) if tag else None)
 
 
-@pytest.mark.parametrize("tools", ["llama3_json", None])
+WRITTEN = {
+    "json": '{"city": "Paris"}',
+    "qwen_xml": "<parameter=city>\nParis\n</parameter>",
+    "glm_xml": "\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n",
+    "minimax_xml": '<parameter name="city">Paris</parameter>\n',
+    "deepseek_xml": '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n',
+}
+
+
+def written(node):
+    """A text that this part of a structural tag allows: the last of several tags, twice where it may."""
+    match node["type"]:
+        case "tag":
+            end = node["end"]
+            return node["begin"] + written(node["content"]) + (end if isinstance(end, str) else end[0])
+        case "json_schema":
+            return WRITTEN[node["style"]]
+        case "regex":
+            return "7"
+        case "any_text":
+            return "Hm."
+        case "const_string":
+            return node["value"]
+        case "sequence":
+            return "".join(map(written, node["elements"]))
+        case "tags_with_separator":
+            return node["separator"].join([written(node["tags"][-1])] * (1 if node["stop_after_first"] else 2))
+        case "triggered_tags":
+            assert all(any(tag["begin"].startswith(trigger) for trigger in node["triggers"]) for tag in node["tags"])
+            return written(node["tags"][0]) + written(node["tags"][-1])
+
+
+STYLED = sorted(row.name for row in set(TOOL_FORMATS.values()) if row.tag_style and row.name != "harmony")
+
+
+@pytest.mark.parametrize("kind", ["auto", "required", "named"])
+@pytest.mark.parametrize("tools", STYLED)
+def test_what_a_structural_tag_allows_is_read_as_calls(tools, kind):
+    strict = [{**tool, "function": {**tool["function"], "strict": True}} for tool in DEFINITIONS]
+    how, text = constrain(TOOL_FORMATS[tools], strict, kind, "get_weather" if kind == "named" else "")
+    parts = joined(parse([written(json.loads(text)["format"])], tools=tools, **({"required": True} if kind == "required" else {})))
+    assert how == "structural_tag"
+    assert (parts["content"] or "").strip() == ""
+    assert 1 <= len(parts["calls"]) <= 4
+    assert all(name in ("get_weather", "get_time") and json.loads(text) == {"city": "Paris"} for name, text in parts["calls"])
+    assert constrain(TOOL_FORMATS[tools], DEFINITIONS, "auto") is None
+
+
+@pytest.mark.parametrize("tools", ["pythonic", None])
 def test_a_format_without_a_structural_tag_is_forced_by_a_schema_and_its_calls_are_that_json(tools):
     tool_format = tools and TOOL_FORMATS[tools]
     kind, text = constrain(tool_format, DEFINITIONS, "required")
@@ -389,8 +437,18 @@ def test_where_an_answer_begins():
 
 def test_names_are_unique_and_markers_can_be_told_apart():
     for formats in (TOOL_FORMATS, REASONING_FORMATS):
-        rows = dict.fromkeys(formats.values())
+        rows = list(dict.fromkeys(formats.values()))
         assert len(formats) == sum(1 + len(row.aliases) for row in rows), "an alias names two rows"
         for row in rows:
             markers = [*row.layout.begins, row.layout.end] if formats is TOOL_FORMATS else [row.start, row.end, *row.interrupts]
             assert not any(a != b and b.startswith(a) for a in filter(None, markers) for b in markers)
+
+
+def test_gpt_oss_is_read_by_its_own_library():
+    harmony = pytest.importorskip("gaie_codec.text.harmony")
+    for tools, reasoning in ((TOOL_FORMATS["openai"], REASONING_FORMATS["openai_gptoss"]), (None, REASONING_FORMATS["gpt-oss"])):
+        parser = make_parser(tools=tools, reasoning=reasoning)
+        assert isinstance(parser, harmony.HarmonyParser)
+    tag = json.loads(constrain(TOOL_FORMATS["harmony"], DEFINITIONS, "named", "get_time")[1])["format"]
+    parts = [*parser.feed(written(tag["tags"][-1]) + "<|start|>assistant" + written(tag["tags"][0])), *parser.finish()]
+    assert [part.name for part in parts if isinstance(part, ToolCall)] == ["get_time"]

@@ -72,4 +72,12 @@ class PythonCalls(msgspec.Struct, frozen=True, kw_only=True):
     is_bare: bool = False
 
 
-Layout: TypeAlias = JsonCalls | BareArguments | NamedCalls | TaggedCalls | PythonCalls
+class HarmonyMessages(msgspec.Struct, frozen=True, kw_only=True):
+    """Messages on channels, reasoning and calls alike, which `text.harmony` reads."""
+
+    begins: tuple[str, ...] = ()
+    end: str = ""
+    is_bare: bool = False
+
+
+Layout: TypeAlias = JsonCalls | BareArguments | NamedCalls | TaggedCalls | PythonCalls | HarmonyMessages

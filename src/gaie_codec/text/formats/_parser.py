@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import OutputParser, Part
 from ._json_calls import bare_arguments, json_calls
-from ._layouts import BareArguments, JsonCalls, Layout, NamedCalls, PythonCalls
+from ._layouts import BareArguments, HarmonyMessages, JsonCalls, Layout, NamedCalls, PythonCalls, TaggedCalls
 from ._named_calls import named_calls
 from ._python_calls import python_calls
 from ._reader import MalformedCallError, Reader, Steps, markers_of
@@ -34,6 +34,10 @@ def make_parser(
     the one function, say that `constrain` forced a call: where it does so by a JSON schema, the calls are that JSON.
     """
     layout = tools.layout if tools else None
+    if isinstance(layout, HarmonyMessages) or (reasoning and reasoning.name == "harmony"):
+        from ..harmony import HarmonyParser  # an extra, which loads a vocabulary
+
+        return HarmonyParser()
     if (required or forced) and not (tools and tools.tag_style):
         layout = schema_layout(forced)
     return _Parser(layout, reasoning, begins_inside=begins_inside, definitions=definitions, parallel=parallel)
@@ -131,6 +135,7 @@ class _Parser:
             return named_calls(reader, writer, layout, marker)
         if isinstance(layout, PythonCalls):
             return python_calls(reader, writer, layout)
+        assert isinstance(layout, TaggedCalls)
         return tagged_calls(reader, writer, layout, marker, self._definitions)
 
 

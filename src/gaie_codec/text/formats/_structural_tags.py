@@ -1,68 +1,205 @@
 """What makes a model server constrain an answer to tool calls: xgrammar's structural tag, or else a JSON schema.
 
-The texts are those that vLLM sends, with every default written out, so that a server's cache of compiled grammars serves both.
+The texts are what vLLM would send (observed for hermes), with every default written out, so that a server's cache of grammars serves
+both. A style is how one family's calls look to the grammar; its name is xgrammar's (`builtin_structural_tag`) or vLLM's own.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+import msgspec
 
 from ._table import ToolFormat
 
 _Json = dict[str, Any]
+_THINK: Final = ("<think>", "</think>")
+
+
+class _Style(msgspec.Struct, frozen=True, kw_only=True):
+    """`{}` stands for the function's name."""
+
+    calls: tuple[tuple[str, str], ...]  # what is before the arguments and after them; several where models write it in several ways
+    arguments: str = "json"  # how they are written
+    numbered: str = ""  # after the name a number, then this, then the arguments
+    trigger: str = ""  # text that begins calls, with "auto"; that of the section, if there is one
+    section: tuple[str, str] = ("", "")  # around all calls
+    before_section: str = ""  # where a call is forced
+    joins_section: bool = False  # the section is a tag of its own, rather than a sequence of its marker, calls and its end
+    separator: str = ""
+    excludes: tuple[str, ...] = _THINK  # from the text around calls
+    repeats: bool = True  # calls follow one another with nothing between; otherwise with text
+
+
+_DEEPSEEK: Final = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
+_STYLES: Final[Mapping[str, _Style]] = {
+    "hermes": _Style(
+        calls=(
+            ('<tool_call>\n{{"name": "{}", "arguments": ', "}\n</tool_call>"),
+            ('<tool_call>{{"name": "{}", "arguments": ', "}</tool_call>"),
+        ),
+        trigger="<tool_call>",
+        excludes=(),
+    ),
+    "llama": _Style(calls=(('{{"name": "{}", "parameters": ', "}"),), trigger='{"name": ', repeats=False),
+    "kimi": _Style(
+        calls=(("<|tool_call_begin|>functions.{}:", "<|tool_call_end|>"),),
+        numbered="<|tool_call_argument_begin|>",
+        section=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+        excludes=(*_THINK, "<|tool_call_begin|>"),
+    ),
+    "deepseek_r1": _Style(
+        calls=(("<｜tool▁call▁begin｜>function<｜tool▁sep｜>{}\n```json\n", "\n```<｜tool▁call▁end｜>"),),
+        section=_DEEPSEEK,
+        joins_section=True,
+        separator="\n",
+    ),
+    "deepseek_v3_1": _Style(
+        calls=(("<｜tool▁call▁begin｜>{}<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),),
+        section=_DEEPSEEK,
+        joins_section=True,
+    ),
+    "deepseek_v3_2": _Style(
+        calls=(('<｜DSML｜invoke name="{}">\n', "</｜DSML｜invoke>\n"),),
+        arguments="deepseek_xml",
+        trigger="<｜DSML｜function_calls>",
+        section=("<｜DSML｜function_calls>\n", "</｜DSML｜function_calls>"),
+        before_section="\n\n",
+    ),
+    "qwen_3_coder": _Style(
+        calls=(("<tool_call>\n<function={}>\n", "\n</function>\n</tool_call>"),),
+        arguments="qwen_xml",
+        trigger="<tool_call>\n<function=",
+        repeats=False,
+    ),
+    "minimax": _Style(
+        calls=(('<invoke name="{}">\n', "</invoke>\n"),),
+        arguments="minimax_xml",
+        trigger="<minimax:tool_call>",
+        section=("<minimax:tool_call>\n", "</minimax:tool_call>"),
+        before_section="\n",
+    ),
+    "glm_4_7": _Style(
+        calls=(("<tool_call>{}", "</tool_call>"),),
+        arguments="glm_xml",
+        trigger="<tool_call>",
+        excludes=(*_THINK, "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+        repeats=False,
+    ),
+    # The analysis channel stays open: a model that may not think before a call calls badly.
+    "harmony": _Style(
+        calls=(
+            ("<|channel|>commentary to=functions.{}<|constrain|>json<|message|>", "<|call|>"),
+            (" to=functions.{}<|channel|>commentary <|constrain|>json<|message|>", "<|call|>"),
+            (" to=functions.{}<|channel|>commentary json<|message|>", "<|call|>"),
+        ),
+        separator="<|start|>assistant",
+    ),
+}
+_MESSAGE_ENDS: Final = ["<|end|>", "<|return|>"]
+_ANY_TEXT: Final[_Json] = {"type": "any_text", "excludes": []}
 
 
 def constrain(
     tool_format: ToolFormat | None, tools: Sequence[Mapping[str, Any]], kind: str, name: str = ""
 ) -> tuple[Literal["structural_tag", "json_schema"], str] | None:
-    """What the output is held to for a tool choice of this kind ("auto", "required", or "named"); None for nothing."""
-    choice = f"function:{name}" if kind == "named" else kind
-    tag = structural_tag(tool_format, tools, choice) if tool_format else ""
-    if tag:
-        return "structural_tag", tag
-    schema = "" if tool_format and tool_format.tag_style else json_schema(tools, choice)
-    return ("json_schema", schema) if schema else None
+    """What the output is held to for a tool choice of this kind ("auto", "required", or "named"); None for nothing.
 
-
-def structural_tag(tools: ToolFormat, definitions: Sequence[Mapping[str, Any]], choice: str) -> str:
-    """The JSON text of a structural tag, or "" where nothing is to be constrained or the format has none.
-
-    `choice` is "auto", "required", or "function:NAME". With "auto" only tools that are `strict` ask for it, and the arguments of
-    other tools stay free, as in vLLM.
+    With "auto" only tools that are `strict` ask for it, and the arguments of other tools stay free, as in vLLM.
     """
-    functions = _functions(definitions, choice)
-    if not tools.tag_style or not functions or (choice == "auto" and not any(function.get("strict") is True for function in functions)):
-        return ""
-    tags = [tag for function in functions for tag in _hermes_tags(function)]
-    if choice == "auto":
-        chosen: _Json = {
-            "type": "triggered_tags",
-            "triggers": ["<tool_call>"],
-            "tags": tags,
-            "at_least_one": False,
-            "stop_after_first": False,
-            "excludes": [],
-        }
-    else:
-        chosen = {
-            "type": "tags_with_separator",
-            "tags": tags,
-            "separator": "",
-            "at_least_one": True,
-            "stop_after_first": choice != "required",
-        }
-    return json.dumps({"type": "structural_tag", "format": chosen})
+    functions = [tool.get("function") or {} for tool in tools]
+    if kind == "named":
+        functions = [function for function in functions if function.get("name") == name][:1]
+    if not functions:
+        return None
+    if tool_format and tool_format.tag_style:
+        if kind == "auto" and not any(function.get("strict") is True for function in functions):
+            return None
+        return "structural_tag", json.dumps({"type": "structural_tag", "format": _format(_STYLES[tool_format.tag_style], functions, kind)})
+    return None if kind == "auto" else ("json_schema", json.dumps(_parameters(functions[0]) if kind == "named" else _calls(functions)))
 
 
-def json_schema(definitions: Sequence[Mapping[str, Any]], choice: str) -> str:
-    """The JSON schema that forces calls where there is no structural tag: an array of calls, or a named function's arguments."""
-    functions = _functions(definitions, choice)
-    if choice == "auto" or not functions:
-        return ""
-    if choice != "required":
-        return json.dumps(_parameters(functions[0]))
+def _format(style: _Style, functions: Sequence[Mapping[str, Any]], kind: str) -> _Json:
+    tags = [_call_tag(style, function, call) for function in functions for call in style.calls]
+    begin, end = style.section
+    if style is _STYLES["harmony"]:
+        channels = [_tag(f"<|channel|>{name}<|message|>", _ANY_TEXT, _MESSAGE_ENDS) for name in ("final", "analysis")]
+        if kind != "auto":
+            del channels[0]
+        return _in_a_row([*tags, *channels], style.separator)
+    if kind == "auto":
+        if begin:
+            tags = [_tag(begin, _in_a_row(tags, style.separator), end)]
+        return _in_text(style, tags, at_least_one=False)
+    is_named = kind == "named"
+    if not begin:
+        if style.repeats:
+            return _in_a_row(tags, style.separator, stop_after_first=is_named)
+        return tags[0] if is_named else _in_text(style, tags, at_least_one=True)
+    if style.joins_section:
+        if is_named:
+            return tags[0] | {"begin": begin + tags[0]["begin"], "end": tags[0]["end"] + end}
+        return _tag(begin, _in_a_row(tags, style.separator), end)
+    calls = tags[0] if is_named else _in_a_row(tags, style.separator)
+    return _sequence(_text(style.before_section + begin), calls, _text(end))
+
+
+def _call_tag(style: _Style, function: Mapping[str, Any], call: tuple[str, str]) -> _Json:
+    parameters = function.get("parameters") if function.get("strict") is True else None
+    content: _Json = {
+        "type": "json_schema",
+        "json_schema": True if parameters is None else parameters,
+        "style": style.arguments,
+        "any_order": False,
+        "max_whitespace_cnt": None,
+        "excludes": [],
+    }
+    if style.numbered:
+        content = _sequence({"type": "regex", "pattern": r"\d+", "excludes": []}, _text(style.numbered), content)
+    return _tag(call[0].format(function.get("name")), content, call[1])
+
+
+def _tag(begin: str, content: _Json, end: str | list[str]) -> _Json:
+    return {"type": "tag", "begin": begin, "content": content, "end": end}
+
+
+def _text(value: str) -> _Json:
+    return {"type": "const_string", "value": value}
+
+
+def _sequence(*elements: _Json) -> _Json:
+    return {"type": "sequence", "elements": list(elements)}
+
+
+def _in_a_row(tags: Sequence[_Json], separator: str, *, stop_after_first: bool = False) -> _Json:
+    return {
+        "type": "tags_with_separator",
+        "tags": tags,
+        "separator": separator,
+        "at_least_one": True,
+        "stop_after_first": stop_after_first,
+    }
+
+
+def _in_text(style: _Style, tags: Sequence[_Json], *, at_least_one: bool) -> _Json:
+    return {
+        "type": "triggered_tags",
+        "triggers": [style.trigger or style.section[0]],
+        "tags": tags,
+        "at_least_one": at_least_one,
+        "stop_after_first": False,
+        "excludes": list(style.excludes),
+    }
+
+
+def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    return function.get("parameters") or {"type": "object", "properties": {}}
+
+
+def _calls(functions: Sequence[Mapping[str, Any]]) -> _Json:
+    """The schema of an array of calls."""
     shared: _Json = {}
     items = []
     for function in functions:
@@ -77,36 +214,4 @@ def json_schema(definitions: Sequence[Mapping[str, Any]], choice: str) -> str:
             }
         )
     schema: _Json = {"type": "array", "minItems": 1, "items": {"type": "object", "anyOf": items}}
-    return json.dumps(schema | ({"$defs": shared} if shared else {}))
-
-
-def _functions(definitions: Sequence[Mapping[str, Any]], choice: str) -> list[Mapping[str, Any]]:
-    functions = [definition.get("function") or {} for definition in definitions]
-    if choice in ("auto", "required"):
-        return functions
-    return [function for function in functions if function.get("name") == choice.removeprefix("function:")][:1]
-
-
-def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    return function.get("parameters") or {"type": "object", "properties": {}}
-
-
-def _arguments(function: Mapping[str, Any], style: str = "json") -> _Json:
-    parameters = function.get("parameters") if function.get("strict") is True else None
-    return {
-        "type": "json_schema",
-        "json_schema": True if parameters is None else parameters,
-        "style": style,
-        "any_order": False,
-        "max_whitespace_cnt": None,
-        "excludes": [],
-    }
-
-
-def _tag(begin: str, content: _Json, end: str) -> _Json:
-    return {"type": "tag", "begin": begin, "content": content, "end": end}
-
-
-def _hermes_tags(function: Mapping[str, Any]) -> list[_Json]:
-    beginning = f'{{"name": "{function.get("name")}", "arguments": '
-    return [_tag(f"<tool_call>{line}{beginning}", _arguments(function), f"}}{line}</tool_call>") for line in ("\n", "")]
+    return schema | ({"$defs": shared} if shared else {})

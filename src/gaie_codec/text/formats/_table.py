@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from ._layouts import BareArguments, JsonCalls, Layout, NamedCalls, PythonCalls, TaggedCalls
+from ._layouts import BareArguments, HarmonyMessages, JsonCalls, Layout, NamedCalls, PythonCalls, TaggedCalls
 from ._reader import SPACE
 
 IdStyle = Literal["openai", "mistral"]
@@ -53,6 +53,9 @@ class ReasoningFormat(msgspec.Struct, frozen=True, kw_only=True):
         return any(told) if told else self.starts == "inside"
 
 
+_HARMONY: Final = r"<\|channel\|>analysis"
+
+
 def _function_tags(begin: str, end: str) -> TaggedCalls:
     return TaggedCalls(
         begins=(begin, "<function="),
@@ -69,6 +72,14 @@ def _function_tags(begin: str, end: str) -> TaggedCalls:
 
 # From the most telling template to the least: the first that matches is taken.
 _TOOL_ROWS: Final = (
+    ToolFormat(
+        name="harmony",
+        aliases=("openai", "gpt-oss", "gpt_oss"),
+        layout=HarmonyMessages(),
+        template=_HARMONY,
+        keeps_special_tokens=True,
+        tag_style="harmony",
+    ),
     ToolFormat(
         name="kimi_k2",
         layout=NamedCalls(
@@ -99,6 +110,7 @@ _TOOL_ROWS: Final = (
             call_end="</｜DSML｜invoke>",
         ),
         template="｜DSML｜",
+        tag_style="deepseek_v3_2",
     ),
     ToolFormat(
         name="deepseek_v3",
@@ -155,6 +167,7 @@ _TOOL_ROWS: Final = (
         ),
         template="<minimax:tool_call>",
         keeps_special_tokens=True,
+        tag_style="minimax",
     ),
     ToolFormat(
         name="glm45",
@@ -194,6 +207,7 @@ _TOOL_ROWS: Final = (
         name="llama3_json",
         aliases=("llama3", "llama4_json"),
         layout=JsonCalls(begins=("<|python_tag|>",), is_bare=True, separator=";", rewrites=True),
+        tag_style="llama",
         template=r"<\|python_tag\|>|\"name\": function name, \"parameters\"",
     ),
     ToolFormat(
@@ -217,6 +231,15 @@ _TOOL_ROWS: Final = (
 )
 
 _REASONING_ROWS: Final = (
+    ReasoningFormat(
+        name="harmony",
+        aliases=("openai_gptoss", "gpt-oss", "gpt_oss", "openai"),
+        start="<|channel|>analysis<|message|>",
+        end="<|end|>",
+        starts="outside",
+        template=_HARMONY,
+        keeps_special_tokens=True,
+    ),
     ReasoningFormat(
         name="mistral",
         start="[THINK]",
