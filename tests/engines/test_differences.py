@@ -44,6 +44,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "ignore_eos": {"ignore_eos": True, "max_tokens": 4},
     "logprobs": {"logprobs": True},
     "top_logprobs": {"logprobs": True, "top_logprobs": 2},
+    "prompt_logprobs": {"prompt_logprobs": 2},
     "skip_special_tokens": {"skip_special_tokens": False},
     "json_schema": {"response_format": SCHEMA},
     "temperature 3": {"temperature": 3},
@@ -77,6 +78,8 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "completion token ids": {"prompt": model.encode(" x")},
     "completion logprobs": {"logprobs": 2},
     "completion echo": {"echo": True},
+    "completion echo logprobs": {"echo": True, "logprobs": 2},
+    "completion prompt_logprobs": {"prompt_logprobs": 2},
     "completion prompts": {"prompt": [" x", " y"]},
     "completion stop": {"stop": ["wor"]},
 }
