@@ -238,6 +238,29 @@ class TestThroughSim:
         assert [len(entry.top_logprobs) for entry in streamed[:3]] == [2, 2, 2]
         assert len(streamed) == 4, "the end token has one too"
 
+    def test_an_echo_with_log_probabilities(self, client: openai.OpenAI, target: Target) -> None:
+        prompt = 'x [[sim {"tokens": [[40], [41, 42], [2]]}]]'
+        request: dict[str, Any] = {"prompt": prompt, "logprobs": 2, "echo": True}
+        if target.snapshot == "intree-0.14.0" or target.passes_through:
+            return  # refused by name; or SGLang's own
+        unary = client.completions.create(model="", **request).choices[0]
+        chunks = list(client.completions.create(model="", stream=True, **request))
+        assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == unary.text
+        assert unary.text.startswith(prompt)
+        streamed = [choice.logprobs for chunk in chunks for choice in chunk.choices if choice.logprobs]
+        assert unary.logprobs is not None
+        for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+            assert [item for one in streamed for item in getattr(one, name) or ()] == getattr(unary.logprobs, name)
+        assert "".join(unary.logprobs.tokens or ()).startswith(prompt)
+        known = unary.logprobs.token_logprobs or []
+        assert known[0] is None
+        assert None not in known[1:]
+        assert known[-4:-1] == [-0.5, -0.5625, -0.625]
+        asked = client.completions.create(model="", prompt=prompt, extra_body={"prompt_logprobs": 2}).choices[0]
+        shown = (asked.model_extra or {})["prompt_logprobs"]
+        assert len(shown) == len(known) - 4
+        assert {len(place) for place in shown[1:]} == {2}
+
     def test_length(self, client: openai.OpenAI) -> None:
         unary = client.chat.completions.create(model="", messages=ask({"text": "many words come here"}), max_completion_tokens=3)
         assert unary.choices[0].finish_reason == "length"

@@ -72,6 +72,7 @@ class Transcoder:
     defaults apply. `unsupported="drop"` sends a request without the fields that the wire cannot carry and reports them in
     `Call.dropped`, instead of refusing it. `stop_holdback="window"` holds back as much text as vLLM's own server while a stop string
     could still come, which reproduces its chunk boundaries; "prefix" holds back only what could still match.
+    With `return_tokens_as_token_ids` log probabilities name tokens as `token_id:N`, unless a request says otherwise.
 
     `tool_call_parser` and `reasoning_parser` name how the model writes tool calls and reasoning (docs/parsers.md): "auto" is what the
     server tells, else what the chat template shows; "none" leaves all output as content. Raises UsageError.

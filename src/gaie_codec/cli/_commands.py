@@ -113,6 +113,7 @@ def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script:
 @seconds("--connect-timeout", 30.0, "How long to wait for the model server at the start.")
 @click.option("--chat-template", "template_file", type=click.File("r", encoding="utf-8"), help="Jinja file to use instead of the model's.")
 @click.option("--enable-prompt-tokens-details", is_flag=True, help="Show cached_tokens in usage.")
+@click.option("--return-tokens-as-token-ids", is_flag=True, help="Log probabilities name tokens as token_id:N.")
 @click.option(
     "--stop-holdback",
     type=click.Choice(("prefix", "window")),

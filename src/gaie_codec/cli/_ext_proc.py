@@ -67,6 +67,7 @@ _PICKERS = ("round-robin", "least-inflight", "prefix", "none")
     help="'auto' takes sampling defaults from the tokenizer's model where a server cannot tell its own.",
 )
 @click.option("--enable-prompt-tokens-details", "prompt_tokens_details", is_flag=True, help="Show cached_tokens in usage.")
+@click.option("--return-tokens-as-token-ids", is_flag=True, help="Log probabilities name tokens as token_id:N.")
 @click.option("--serve-models", "serves_models", is_flag=True, help="Answer GET /v1/models and /v1/models/{id} here.")
 @click.option(
     "--fallbacks",

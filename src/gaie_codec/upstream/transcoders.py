@@ -35,6 +35,7 @@ class TranscoderOptions(msgspec.Struct, frozen=True, kw_only=True):
     unsupported: Literal["reject", "drop"] = "reject"
     stop_holdback: Literal["prefix", "window"] = "prefix"
     prompt_tokens_details: bool = False
+    return_tokens_as_token_ids: bool = False
     passthrough: bool = True
     """False sends token ids also to a server that takes OpenAI JSON as it is."""
 
@@ -103,6 +104,7 @@ class Transcoders:
             unsupported=options.unsupported,
             stop_holdback=options.stop_holdback,
             prompt_tokens_details=options.prompt_tokens_details,
+            return_tokens_as_token_ids=options.return_tokens_as_token_ids,
             passthrough=options.passthrough,
             tool_call_parser=options.tool_call_parser,
             reasoning_parser=options.reasoning_parser,
