@@ -99,7 +99,7 @@ class TestRequest:
             (b'{"messages": [], "temperature": "hot"}', "messages"),
             (b'{"messages": [{"role": "user"}], "temperature": "hot"}', "body.temperature"),
             (b'{"messages": [{"role": "user"}], "top_p": 7}', "top_p"),
-            (b'{"messages": [{"role": "user"}], "echo": true}', "echo"),
+            (b'{"messages": [{"role": "user"}], "use_beam_search": true}', "use_beam_search"),
         ],
     )
     def test_wrong_input_names_the_field(self, body: bytes, named: str) -> None:

@@ -112,6 +112,8 @@ def answer(name: str, dialect: str) -> Any:
         dialect,
         tokenizer=TOKENIZER,
         model=ModelInfo(max_model_len=2048, served_model_name="test-model"),
+        reasoning_parser="none",
+        tool_call_parser="none",
         prompt_tokens_details="--enable-prompt-tokens-details" in case["oracle"],
         return_tokens_as_token_ids="--return-tokens-as-token-ids" in case["oracle"],
     )
