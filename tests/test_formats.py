@@ -409,18 +409,36 @@ def test_shared_definitions_of_schemas_go_to_the_root():
     assert "$defs" not in schema["items"]["anyOf"][0]["properties"]["parameters"]
 
 
+def never(_: str) -> bool:
+    return False
+
+
+def test_what_a_template_shows_is_a_guess():
+    shown = choose_tool_format("auto", "", "<tool_call>", {"<tool_call>"}.__contains__)
+    assert (shown.is_guess, shown.keeps_special_tokens) == (True, True)
+    assert not choose_tool_format("auto", "", "<tool_call>", never).keeps_special_tokens
+    assert not choose_tool_format("auto", "hermes", "", never).is_guess
+    guessed = choose_reasoning_format("auto", "", "{% if enable_thinking %}<think>", never)
+    assert guessed.is_guess
+    assert not guessed.begins_inside("assistant\n", {"enable_thinking": True})
+    assert guessed.begins_inside("assistant\n<think>\n", {})
+    for text, expected in [("plain", [Content("plain")]), ("<think>a</think>b", [Reasoning("a"), Content("b")])]:
+        parser = make_parser(tools=None, reasoning=guessed)
+        assert [*parser.feed(text), *parser.finish()] == expected
+
+
 def test_a_format_is_chosen_by_option_then_by_what_the_server_says_then_by_the_template():
-    assert choose_tool_format("hermes", "llama3_json", "").name == "hermes"
-    assert choose_tool_format("auto", "llama3", "<tool_call>").name == "llama3_json"
-    assert choose_tool_format("auto", "a name of tomorrow", "... <tool_call> ...").name == "hermes"
-    assert choose_tool_format("auto", "", "no tools here") is None
-    assert choose_tool_format("none", "hermes", "<tool_call>") is None
-    assert choose_reasoning_format("auto", "qwen3", "").name == "qwen3"
-    assert choose_reasoning_format("auto", "", "{% if enable_thinking %}<think>").name == "qwen3"
+    assert choose_tool_format("hermes", "llama3_json", "", never).name == "hermes"
+    assert choose_tool_format("auto", "llama3", "<tool_call>", never).name == "llama3_json"
+    assert choose_tool_format("auto", "a name of tomorrow", "... <tool_call> ...", never).name == "hermes"
+    assert choose_tool_format("auto", "", "no tools here", never) is None
+    assert choose_tool_format("none", "hermes", "<tool_call>", never) is None
+    assert choose_reasoning_format("auto", "qwen3", "", never).name == "qwen3"
+    assert choose_reasoning_format("auto", "", "{% if enable_thinking %}<think>", never).name == "qwen3"
     with pytest.raises(UsageError, match=r"tool_call_parser is 'x', not auto, none, or one of .*hermes"):
-        choose_tool_format("x", "hermes", "")
+        choose_tool_format("x", "hermes", "", never)
     with pytest.raises(UsageError, match="reasoning_parser"):
-        choose_reasoning_format("", "", "")
+        choose_reasoning_format("", "", "", never)
 
 
 def test_where_an_answer_begins():

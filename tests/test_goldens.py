@@ -44,7 +44,9 @@ def parsers_of(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def transcode(case: dict[str, Any], stop_holdback: Any = "window", *, stream: bool | None = None) -> tuple[Any, int, str]:
+def transcode(
+    case: dict[str, Any], stop_holdback: Any = "window", *, stream: bool | None = None, parsers: dict[str, Any] | None = None
+) -> tuple[Any, int, str]:
     """Our call, HTTP status and body for a case."""
     http, grpc = case["http"], case["grpc_vllm"]
     request = http["request"] if stream is None else {**http["request"], "stream": stream}
@@ -55,7 +57,7 @@ def transcode(case: dict[str, Any], stop_holdback: Any = "window", *, stream: bo
         stop_holdback=stop_holdback,
         prompt_tokens_details="--enable-prompt-tokens-details" in case["oracle"],
         return_tokens_as_token_ids="--return-tokens-as-token-ids" in case["oracle"],
-        **parsers_of(case),
+        **(parsers_of(case) if parsers is None else parsers),
     )
     call = transcoder.request(http["method"], http["path"], http["headers"], json.dumps(request).encode(), request_id="unused")
     response = call.response(created=1700000000)
@@ -100,6 +102,13 @@ def events(body: str) -> list[Any]:
 
 def parsed(body: str) -> Any:
     return events(body) if body.startswith("data: ") else normalize(json.loads(body))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, case in CASES.items() if case["oracle"] == "vllm 0.33.0 plain"))
+def test_formats_that_the_template_shows_change_no_plain_answer(name: str) -> None:
+    plain, guessed = (transcode(CASES[name], parsers=parsers) for parsers in (None, {}))
+    assert [one.message for one in guessed[0].calls] == [one.message for one in plain[0].calls]
+    assert guessed[1:] == plain[1:]
 
 
 @pytest.mark.parametrize("name", sorted(CASES.keys() - DIFFERENCES.keys()))

@@ -11,6 +11,7 @@ No I/O, clocks or randomness: the host brings bytes, ids and times, and copies o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -117,8 +118,9 @@ class Transcoder:
         self.prompt_tokens_details = prompt_tokens_details
         self.return_tokens_as_token_ids = return_tokens_as_token_ids
         template = getattr(tokenizer, "chat_template", "")
-        self.tool_format = formats.choose_tool_format(tool_call_parser, self.model.tool_call_parser, template)
-        self.reasoning_format = formats.choose_reasoning_format(reasoning_parser, self.model.reasoning_parser, template)
+        is_skipped = partial(_is_skipped, tokenizer)
+        self.tool_format = formats.choose_tool_format(tool_call_parser, self.model.tool_call_parser, template, is_skipped)
+        self.reasoning_format = formats.choose_reasoning_format(reasoning_parser, self.model.reasoning_parser, template, is_skipped)
         self.eos_token_ids = (tokenizer.eos_token_ids if tokenizer is not None else frozenset()).union(self.model.eos_token_ids)
         self.system_fingerprint = f"{self.adapter.dialect}-{self.adapter.snapshot.name}"
         try:
@@ -244,6 +246,14 @@ class Transcoder:
         call = UpstreamCall(path=path, message=message, inference=inference, choices=1)
         endpoint = Endpoint(path=path, decode_request=chat.decode_request, make_encoder=passthrough.make_encoder)
         return Call(self, endpoint, decoded.options, (inference,), (call,), decoded.ignored, is_passthrough=True)
+
+
+def _is_skipped(tokenizer: Tokenizer | None, text: str) -> bool:
+    """Whether a text is lost where special tokens are skipped."""
+    if tokenizer is None:
+        return False
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    return text not in tokenizer.detokenizer((), skip_special_tokens=True).decode(token_ids)
 
 
 def _check_content(headers: Mapping[str, str]) -> None:

@@ -98,6 +98,9 @@ class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
     parses: bool = False
     """Reasoning or tool calls are told apart from content."""
     counts_reasoning: bool = False
+    """Reasoning tokens are shown also where there are none."""
+    shows_empty: bool = True
+    """A chunk that says nothing has empty content, as with vLLM without parsers."""
     forces_call: bool = False
     """The client demanded a tool call."""
 
@@ -172,7 +175,8 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
         echo=echo,
         prompt_text=text if bool_field(fields, "return_prompt_text") else None,
         parses=reading.output is not None,
-        counts_reasoning=asked.reasoning_format is not None,
+        counts_reasoning=asked.reasoning_format is not None and not asked.reasoning_format.is_guess,
+        shows_empty=not reading.is_told,
         forces_call=choice.forces_call,
     )
     ignored = {field for field in fields if field not in READ and field not in REFUSED and field not in ADVISORY}

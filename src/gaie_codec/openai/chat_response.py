@@ -78,7 +78,7 @@ class StreamEncoder:
         said: dict[str, Any] = {}
         if delta.reasoning:
             said["reasoning"] = delta.reasoning
-        if delta.text:
+        if delta.text or (self._options.shows_empty and not said and not delta.tool_calls):
             said["content"] = delta.text
         if delta.tool_calls:
             said["tool_calls"] = [_tool_call_piece(call) for call in delta.tool_calls]

@@ -93,6 +93,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     output: OutputSettings | None = None
     constraint: Constraint | None = None
     keeps_special_tokens: bool = False
+    is_told: bool = False
+    """A parser was chosen, and is no guess."""
     thinks: bool = False
 
 
@@ -139,4 +141,5 @@ def decode_reading(
     keeps = (reasoning is not None and reasoning.keeps_special_tokens) or (
         called is not None and tool_format is not None and tool_format.keeps_special_tokens
     )
-    return Reading(output=output, constraint=constraint, keeps_special_tokens=keeps, thinks=begins_inside)
+    is_told = any(one is not None and not one.is_guess for one in (reasoning, tool_format if called else None))
+    return Reading(output=output, constraint=constraint, keeps_special_tokens=keeps, is_told=is_told, thinks=begins_inside)

@@ -1,9 +1,13 @@
-"""Which format a model's answers have: what the operator says, else what the server says, else what the chat template shows."""
+"""Which format a model's answers have: what the operator says, else what the server says, else what the chat template shows.
+
+What a template shows is a guess, which must not spoil the answers of a model that writes no such thing: text is then taken for reasoning
+only behind its start tag, and special tokens are kept in the text only if the format is written in them.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from ..._errors import UsageError
@@ -12,21 +16,22 @@ from ._table import REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat, ToolFormat
 F = TypeVar("F", ToolFormat, ReasoningFormat)
 
 
-def choose_tool_format(option: str, told: str, template: str) -> ToolFormat | None:
+def choose_tool_format(option: str, told: str, template: str, is_skipped: Callable[[str], bool]) -> ToolFormat | None:
     """The format of tool calls, or None.
 
     `option` is "auto", "none" or a name; `told` is the server's `tool_call_parser`, "" or a name that need not be known here;
-    `template` is the chat template's source. Raises UsageError for an unknown option.
+    `template` is the chat template's source. `is_skipped` says whether a text is lost where special tokens are skipped. Raises UsageError
+    for an unknown option.
     """
-    return _choose(TOOL_FORMATS, option, told, template, "tool_call_parser")
+    return _choose(TOOL_FORMATS, option, told, template, is_skipped, "tool_call_parser")
 
 
-def choose_reasoning_format(option: str, told: str, template: str) -> ReasoningFormat | None:
+def choose_reasoning_format(option: str, told: str, template: str, is_skipped: Callable[[str], bool]) -> ReasoningFormat | None:
     """The format of reasoning, or None, in the same way."""
-    return _choose(REASONING_FORMATS, option, told, template, "reasoning_parser")
+    return _choose(REASONING_FORMATS, option, told, template, is_skipped, "reasoning_parser")
 
 
-def _choose(formats: Mapping[str, F], option: str, told: str, template: str, what: str) -> F | None:
+def _choose(formats: Mapping[str, F], option: str, told: str, template: str, is_skipped: Callable[[str], bool], what: str) -> F | None:
     if option == "none":
         return None
     if option != "auto":
@@ -35,4 +40,5 @@ def _choose(formats: Mapping[str, F], option: str, told: str, template: str, wha
         return formats[option]
     if told in formats:
         return formats[told]
-    return next((row for row in dict.fromkeys(formats.values()) if row.template and re.search(row.template, template)), None)
+    shown = next((row for row in dict.fromkeys(formats.values()) if row.template and re.search(row.template, template)), None)
+    return shown and shown.guessed(is_skipped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -25,6 +25,13 @@ class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
     keeps_special_tokens: bool = False  # markers are special tokens, so the text must keep these: vLLM sends skip_special_tokens=False
     id_style: IdStyle = "openai"  # of calls to which the model gives none: chatcmpl-tool-<16 hex>, or 9 alphanumerics
     tag_style: str = ""  # of the structural tag that forces a call; without one a call is forced by a JSON schema, and is that JSON
+    is_guess: bool = False
+
+    def guessed(self, is_skipped: Callable[[str], bool]) -> ToolFormat:
+        """The same where nobody says that the model writes so. `is_skipped` says whether a text is lost with special tokens."""
+        texts = [text for value in msgspec.structs.astuple(self.layout) for text in ([value] if isinstance(value, str) else _texts(value))]
+        keeps = self.keeps_special_tokens and any(map(is_skipped, filter(None, texts)))
+        return msgspec.structs.replace(self, is_guess=True, keeps_special_tokens=keeps)
 
 
 class ReasoningFormat(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +47,12 @@ class ReasoningFormat(msgspec.Struct, frozen=True, kw_only=True):
     opens: bool = False  # a start tag where the answer begins opens reasoning even where it was not expected
     template: str = ""
     keeps_special_tokens: bool = False
+    is_guess: bool = False
+
+    def guessed(self, is_skipped: Callable[[str], bool]) -> ReasoningFormat:
+        """The same where nobody says that the model writes so: what is not tagged is no reasoning."""
+        keeps = self.keeps_special_tokens and any(map(is_skipped, (self.start, self.end)))
+        return msgspec.structs.replace(self, is_guess=True, keeps_special_tokens=keeps, starts="outside", toggles=(), opens=True)
 
     def begins_inside(self, prompt_text: str, template_kwargs: Mapping[str, Any]) -> bool:
         """Is the beginning of the answer reasoning, even without a start tag?
@@ -54,6 +67,10 @@ class ReasoningFormat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _HARMONY: Final = r"<\|channel\|>analysis"
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return value if isinstance(value, tuple) else ()
 
 
 def _function_tags(begin: str, end: str) -> TaggedCalls:
