@@ -17,7 +17,7 @@ from gaie_codec import BodyChunk, CodecError, Transcoder, encode_error_response
 
 TRANSCODERS = [*transcoders().values(), Transcoder("vllm.engine", snapshot="intree-0.14.0", tokenizer=TOKENIZER, unsupported="drop")]
 HELLO = TOKENIZER.encode("Hello", add_special_tokens=False)
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 USER = {"role": "user", "content": "Hi"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 CALLED = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
@@ -38,16 +38,35 @@ CORPUS = [
     )
 ] + [
     json.dumps({"messages": [CALLED]}).encode(),
+    json.dumps(
+        {
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+                {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+                {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c", "output": "x"},
+            ],
+            "instructions": "i",
+            "include": ["message.output_text.logprobs"],
+            "top_logprobs": 1,
+            "text": {"format": {"type": "json_schema", "name": "n", "schema": {}}},
+            "reasoning": {"effort": "low"},
+            "truncation": "auto",
+            "metadata": {"a": "b"},
+            "stream": True,
+        }
+    ).encode(),
+    json.dumps({"input": "Hi", "tools": [{"type": "function", "name": "f", "parameters": {}}], "tool_choice": "none"}).encode(),
     json.dumps({"messages": [{"role": "user", "content": [{"type": "text", "text": "\u00e9"}]}]}, ensure_ascii=False).encode("utf-16"),
 ]
 
 
 def target(data: bytes, cut: Cut) -> tuple[object, ...]:
-    """What becomes of a body at both endpoints of one dialect, which its bytes choose."""
+    """What becomes of a body at each endpoint of one dialect, which its bytes choose."""
     transcoder = TRANSCODERS[sum(data) % len(TRANSCODERS)]
-    chat, completions = (_answer(transcoder, path, data, cut) for path in (CHAT, COMPLETIONS))
-    outcomes = [chat[0], completions[0]]
-    return (ACCEPTED if ACCEPTED in outcomes else outcomes[0], *chat, *completions)
+    answers = [_answer(transcoder, path, data, cut) for path in PATHS]
+    outcomes = [answer[0] for answer in answers]
+    return (ACCEPTED if ACCEPTED in outcomes else outcomes[0], *answers)
 
 
 def _answer(transcoder: Transcoder, path: str, data: bytes, cut: Cut) -> tuple[object, ...]:

@@ -20,14 +20,17 @@ FIELDS: tuple[dict[str, object], ...] = (
     {"stream": True},
     {"stream": True, "n": 2, "stop": ["STOP"], "max_tokens": 6, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     {"stream": True, "logprobs": True, "top_logprobs": 2, "min_tokens": 2, "stop": ["o"]},
+    {"stream": True, "input": "Hi", "max_output_tokens": 6},
 )
+WHOLE = ("[DONE]", '{"type":"response.completed"', '{"type":"response.incomplete"')
 
 
 def _call(transcoder: Transcoder, fields: dict[str, object]) -> Call:
     if "logprobs" in fields and "logprobs" not in transcoder.adapter.carries:
         fields = {name: value for name, value in fields.items() if "logprobs" not in name}
+    path = "/v1/responses" if "input" in fields else "/v1/chat/completions"
     body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], **fields}).encode()
-    return transcoder.request("POST", "/v1/chat/completions", (), body, request_id="r")
+    return transcoder.request("POST", path, (), body, request_id="r")
 
 
 CALLS = [[_call(transcoder, fields) for fields in FIELDS] for transcoder in transcoders().values()]
@@ -48,6 +51,7 @@ def _corpus() -> list[bytes]:
                 FinishEvent(finish_reason="length"),
                 FinishEvent(matched_stop="STOP"),
                 FinishEvent(finish_reason="abort"),
+                FinishEvent(finish_reason="length"),
             )
             events = answer(transcoder, one, HELLO, finish=endings[place])
             found.append(start + frames(transcoder, one.path, events, encoding="gzip" if place == 1 else "identity"))
@@ -95,9 +99,10 @@ def _answer(call: Call, pieces: Sequence[bytes], trailers: dict[str, str] | None
         decoder = SSEDecoder()
         events = [event.data for event in decoder.receive_data(body)]
         decoder.receive_eof()
-        assert (events[-1] == "[DONE]") == (response.error is None)
-        for event in events[: None if response.error else -1]:
-            json.loads(event)
+        assert events[-1].startswith(WHOLE) == (response.error is None)
+        for event in events:
+            if event != "[DONE]":
+                json.loads(event)
     elif response.error is not None:
         assert "error" in json.loads(body)
         assert head.status != 200
