@@ -1,27 +1,20 @@
-"""`/v1/responses` for the openai SDK: through `gaie-codec serve` and a simulated server, and in process where the output is parsed."""
+"""`/v1/responses` for the openai SDK: through `gaie-codec serve` and a simulated server."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import openai
 import pydantic
 import pytest
 from openai.types.responses import Response
 
-from gaie_codec import ModelInfo, Transcoder
-from gaie_codec.asgi.app import create_app
-from gaie_codec.text import formats
+from gaie_codec import ModelInfo
 from gaie_codec.tokenizer_sources import load_tokenizer
-from gaie_codec.upstream import Upstream
 from sim_thread import SimThread
 from test_e2e import connect, serve
-from test_parts import ToyParser
 
 TOKENIZER = load_tokenizer("builtin")
 MODEL = ModelInfo(served_model_name="sim", max_model_len=2048)
@@ -153,73 +146,77 @@ class TestThroughSim:
         assert answer.parse().output_text == "x"
 
 
-@pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that writes `(reasoning) content [name|arguments]`."""
-    monkeypatch.setattr(formats, "make_parser", lambda **_: ToyParser())
-    monkeypatch.setattr(formats, "constrain", lambda *_, **__: None)
+CALLS = "".join(f'<tool_call>\n{{"name": "weather", "arguments": {{"city": "{city}"}}}}\n</tool_call>\n' for city in ("Rome", "Zürich"))
 
 
-@contextlib.asynccontextmanager
-async def in_process(port: int) -> Any:
-    upstream = Upstream(f"127.0.0.1:{port}")
-    transcoder = Transcoder("vllm.engine", tokenizer=TOKENIZER, model=MODEL)
-    transcoder.tool_format = formats.ToolFormat(name="toy")
-    transport = httpx.ASGITransport(create_app(upstream, transcoder))
+@pytest.fixture(scope="module", params=["vllm.engine", "vllm.inference", "sglang.api"])
+def parsing(request: pytest.FixtureRequest) -> Iterator[openai.OpenAI]:
+    """In front of a model that thinks and calls tools."""
+    thread = SimThread(request.param, model=MODEL, tokenizer="builtin")
+    options = ["--tokenizer", "builtin", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"]
     try:
-        async with httpx.AsyncClient(transport=transport) as http:
-            yield openai.AsyncOpenAI(base_url="http://x/v1", api_key="none", max_retries=0, http_client=http)
+        with serve(thread.port, *options, dialect=request.param) as url, connect(url) as made:
+            yield made
     finally:
-        await upstream.close()
+        thread.stop()
 
 
-@pytest.fixture
-def port() -> Iterator[int]:
-    thread = SimThread(model=MODEL, tokenizer="builtin")
-    yield thread.port
-    thread.stop()
-
-
-@pytest.mark.usefixtures("toy")
 class TestParsedOutput:
-    def test_tool_call_loop(self, port: int) -> None:
-        async def loop() -> None:
-            async with in_process(port) as client:
-                asked: list[Any] = [
-                    {"role": "user", "content": ask(text='(think)Let me see. [weather|{"city": "Rome"}][weather|{"city": "Oslo"}]')}
-                ]
-                unary = await client.responses.create(model="", input=asked, tools=TOOLS)
-                async with client.responses.stream(model="", input=asked, tools=TOOLS) as stream:
-                    events = [event async for event in stream]
-                    final = await stream.get_final_response()
-                assert same(final, unary)
-                assert [item.type for item in unary.output] == ["reasoning", "message", "function_call", "function_call"]
-                assert unary.output[0].content[0].text == "think"
-                calls = [item for item in final.output if item.type == "function_call"]
-                assert [json.loads(call.arguments)["city"] for call in calls] == ["Rome", "Oslo"]
-                assert all(call.call_id.startswith("call_") for call in calls)
-                told = [event for event in events if event.type == "response.function_call_arguments.delta"]
-                assert told[-1].snapshot == calls[1].arguments
-                outputs = [{"type": "function_call_output", "call_id": call.call_id, "output": "sunny"} for call in calls]
-                again = [*asked, *(item.to_dict() for item in final.output), *outputs, {"role": "user", "content": ask(text="Sun.")}]
-                last = await client.responses.create(model="", input=again, tools=TOOLS)
-                assert last.output_text == "Sun."
-
-        asyncio.run(loop())
+    @pytest.mark.parametrize("step", [1, 7])
+    def test_tool_call_loop(self, parsing: openai.OpenAI, step: int) -> None:
+        text = f"<think>\nRome, and Zürich.\n</think>\n\nLet me see. {CALLS}"
+        asked: list[Any] = [{"role": "user", "content": ask(text=text, step=step)}]
+        unary = parsing.responses.create(model="", input=asked, tools=TOOLS)
+        with parsing.responses.stream(model="", input=asked, tools=TOOLS) as stream:
+            events = list(stream)
+            final = stream.get_final_response()
+        assert same(final, unary)
+        assert [item.type for item in unary.output] == ["reasoning", "message", "function_call", "function_call"]
+        assert unary.output[0].content[0].text.strip() == "Rome, and Zürich."
+        assert unary.output_text.strip() == "Let me see."
+        assert unary.usage is not None
+        assert unary.usage.output_tokens_details.reasoning_tokens > 3
+        calls = [item for item in final.output if item.type == "function_call"]
+        assert [json.loads(call.arguments)["city"] for call in calls] == ["Rome", "Zürich"]
+        assert all(call.call_id.startswith("call_") for call in calls)
+        assert len({call.call_id for call in calls}) == 2
+        told = [event for event in events if event.type == "response.function_call_arguments.delta"]
+        assert told[-1].snapshot == calls[1].arguments
+        outputs = [{"type": "function_call_output", "call_id": call.call_id, "output": "sunny"} for call in calls]
+        # The SDK's own way to send output back.
+        again: list[Any] = [
+            *asked,
+            *(item.to_dict() for item in final.output),
+            *outputs,
+            {"role": "user", "content": ask(text="</think>Sun.")},
+        ]
+        assert parsing.responses.create(model="", input=again, tools=TOOLS).output_text == "Sun."
 
     @pytest.mark.parametrize("finish", ["stop", "length"])
-    def test_a_broken_call(self, port: int, finish: str) -> None:
-        async def broken() -> None:
-            async with in_process(port) as client:
-                request: dict[str, Any] = {"model": "", "input": ask(text='[weather|{"ci', finish=finish), "tools": TOOLS}
-                unary = await client.responses.create(**request)
-                assert [item.type for item in unary.output] == ["message"]
-                assert unary.output_text == 'weather{"ci'  # the toy keeps no more of it
-                async with client.responses.stream(**request) as stream:
-                    events = [event async for event in stream]
-                ended = [event.item.status for event in events if event.type == "response.output_item.done"]
-                assert ended == ["incomplete", "completed" if finish == "stop" else "incomplete"]
-                assert events[-1].type == ("response.completed" if finish == "stop" else "response.incomplete")
-                assert same(events[-1].response, unary)
+    def test_a_broken_call(self, parsing: openai.OpenAI, finish: str) -> None:
+        text = '<tool_call>\n{"name": "weather", "arguments": {"ci'
+        request: dict[str, Any] = {"model": "", "input": ask(text=text, finish=finish), "tools": TOOLS}
+        unary = parsing.responses.create(**request)
+        assert [item.type for item in unary.output] == ["message"]
+        assert unary.output_text == text
+        with parsing.responses.stream(**request) as stream:
+            events = list(stream)
+        ended = [(event.item.type, event.item.status) for event in events if event.type == "response.output_item.done"]
+        assert ended == [("function_call", "incomplete"), ("message", "completed" if finish == "stop" else "incomplete")]
+        assert events[-1].type == ("response.completed" if finish == "stop" else "response.incomplete")
+        assert same(events[-1].response, unary)
 
-        asyncio.run(broken())
+    @pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "weather"}])
+    def test_a_call_that_is_demanded(self, parsing: openai.OpenAI, choice: Any) -> None:
+        arguments = '{"city": "Rome"}'
+        text = CALLS.partition("\n</tool_call>")[0] + "\n</tool_call>"
+        unary = parsing.responses.create(model="", input=ask(text=text), tools=TOOLS, tool_choice=choice)
+        calls = [item for item in unary.output if item.type == "function_call"]
+        assert [(call.name, json.loads(call.arguments)) for call in calls] == [("weather", json.loads(arguments))]
+
+    def test_pydantic_tools(self, parsing: openai.OpenAI) -> None:
+        tool: Any = openai.pydantic_function_tool(City)["function"]
+        call = '<tool_call>{"name": "City", "arguments": {"name": "Rome", "people": 3}}</tool_call>'
+        request: dict[str, Any] = {"model": "", "input": ask(text=call), "tools": [{"type": "function", **tool}]}
+        with parsing.responses.stream(**request) as stream:
+            assert json.loads(stream.get_final_response().output[0].arguments) == {"name": "Rome", "people": 3}

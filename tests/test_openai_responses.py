@@ -14,7 +14,7 @@ from gaie_codec.openai import responses
 from gaie_codec.openai.endpoint import Asked
 from gaie_codec.openai.responses_input import decode_input
 from gaie_codec.testing import ByteTokenizer
-from gaie_codec.text.formats import ToolFormat
+from gaie_codec.text.formats import TOOL_FORMATS
 from gaie_codec.tokenizer_sources import load_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -61,8 +61,8 @@ def normalize(value):
 
 
 def hello(**fields):
-    """Our answer to the golden's request, whose engine is scripted."""
-    transcoder = Transcoder("vllm.engine", tokenizer=TOKENIZER, model=MODEL)
+    """Our answer to the golden's request, whose engine is scripted and whose server had no parsers."""
+    transcoder = Transcoder("vllm.engine", tokenizer=TOKENIZER, model=MODEL, tool_call_parser="none", reasoning_parser="none")
     call = transcoder.request("POST", "/v1/responses", {}, json.dumps({**HELLO["request"], **fields}).encode(), request_id="unused")
     ids = [token for step in HELLO["engine"][0]["steps"] for token in step["token_ids"]]
     finish = FinishEvent(token_ids=ids, finish_reason="stop", prompt_tokens=15, completion_tokens=8, cached_tokens=3)
@@ -231,7 +231,7 @@ class TestFields:
         assert decode({"text": {"format": form}}).inference.sampling.constraint == constraint
 
     def test_tools_are_a_chats(self) -> None:
-        decoded, tokenizer = rendered({"tools": [WEATHER], "tool_choice": "auto"}, tool_format=ToolFormat(name="toy"))
+        decoded, tokenizer = rendered({"tools": [WEATHER], "tool_choice": "auto"}, tool_format=TOOL_FORMATS["hermes"])
         assert tokenizer.options["tools"] == [
             {"type": "function", "function": {"name": "get_weather", "description": "d", "parameters": {"type": "object"}}}
         ]
@@ -242,7 +242,7 @@ class TestFields:
 
     def test_a_named_function(self) -> None:
         choice = {"type": "function", "name": "get_weather"}
-        decoded = decode({"tools": [WEATHER], "tool_choice": choice}, tool_format=ToolFormat(name="toy"))
+        decoded = decode({"tools": [WEATHER], "tool_choice": choice}, tool_format=TOOL_FORMATS["hermes"])
         assert not decoded.output.finishes_with_tool_calls
         assert json.loads(bytes(decoded.options.echo["tool_choice"])) == choice
         with pytest.raises(RequestError) as caught:
