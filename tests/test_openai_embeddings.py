@@ -33,8 +33,10 @@ from gaie_codec import (
     snapshots,
 )
 from gaie_codec.adapters import DIALECTS
+from gaie_codec.compat._supported import EMBEDDING_FIELDS, embedding_treatment
 from gaie_codec.testing import ByteTokenizer
 from gaie_codec.tokenizer_sources import load_tokenizer
+from wire_fields import leaves
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {path.stem: json.loads(path.read_text()) for path in sorted((GOLDEN / "vllm-http-only").glob("embed_*.json"))}
@@ -282,6 +284,8 @@ def test_what_goes_to_the_server_besides_the_prompt():
     assert coder_request(call, 0).data_parallel_rank == 3
     assert dict(call.metadata)["traceparent"] == "00-1-2-01"
     assert call.id == "embd-mine"
+    with pytest.raises(MalformedRequestError, match="data-parallel-rank must be between 1"):
+        ask({"input": [4]}, transcoder_for("sglang.scheduler"), [("x-data-parallel-rank", "0")])
     native = ask({"input": [4]}, transcoder_for("sglang.runtime"), headers[1:])
     assert coder_request(native, 0).trace_headers == {"traceparent": "00-1-2-01"}
     with pytest.raises(UnsupportedFieldError) as caught:
@@ -478,6 +482,77 @@ def test_both_halves_of_a_coder_are_inverses(key):
     method = adapter.snapshot.method_at(coder.path)
     assert not method.server_streaming
     assert isinstance(coder.encode_request(request), method.request)
+
+
+# Wire fields that are not written, or not read, with the reason.
+UNWRITTEN = {
+    "tokenized.original_text": "the ids say it all",
+    "mm_inputs": "no media in embeddings yet",
+    "sampling_params": "the servers do not look at it",
+    "log_metrics": "the server's own default",
+    "token_type_ids": "for cross-encoders, which are not asked",
+    "is_cross_encoder": "likewise",
+    "texts": "likewise",
+    "routing_key": "for routers",
+}
+UNREAD = {
+    "request_id": "one prompt a call",
+    "complete.batch_embeddings": "one prompt a call",
+    "error.code": "a name of the servicer's own",
+    "error.details": "the message says it",
+}
+
+
+@pytest.mark.parametrize("key", EMBEDDING, ids="-".join)
+def test_every_wire_field_is_used_or_listed(key):
+    coder = adapters.get(snapshots.load(*key)).embed
+    method = snapshots.load(*key).method_at(coder.path)
+    assert leaves(method.request.DESCRIPTOR, UNWRITTEN) == set(coder.sends.values())
+    envelope = "complete." if "complete" in method.response.DESCRIPTOR.fields_by_name else ""
+    known = {f"{envelope}{name}" for name in ("embedding", "prompt_tokens", "cached_tokens", "embedding_dim")} | {
+        "error.message",
+        "meta_info",
+    }
+    assert leaves(method.response.DESCRIPTOR, UNREAD) <= known
+
+
+EXAMPLES = {
+    "model (of a LoRA adapter)": {"model": "tuned"},
+    "model": {"model": "test-model"},
+    "input": {"input": "b"},
+    "messages": {"messages": [{"role": "user", "content": "hi"}]},
+    "dimensions": {"dimensions": 2},
+    "use_activation": {"use_activation": False},
+    "normalize": {"normalize": False},
+    "encoding_format": {"encoding_format": "base64"},
+    "embed_dtype": {"embed_dtype": "float16"},
+    "endianness": {"endianness": "big"},
+    "truncation_side": {"truncation_side": "left"},
+    "chat_template_kwargs": {"chat_template_kwargs": {}},
+    "continue_final_message": {"continue_final_message": False},
+}
+HEADERS = {"x-data-parallel-rank (header)": ("x-data-parallel-rank", "3"), "traceparent (header)": ("traceparent", "00-1-2-01")}
+
+
+@pytest.mark.parametrize("key", EMBEDDING, ids="-".join)
+@pytest.mark.parametrize("field", EMBEDDING_FIELDS)
+def test_every_field_is_treated_as_the_page_says(field, key):
+    model = msgspec.structs.replace(MODEL, is_matryoshka=True, lora_adapters={"tuned": "7"})
+    transcoder = transcoder_for(*key, model=model)
+    found = embedding_treatment(transcoder.adapter, field)
+    value = {"request_id": "x", "cache_salt": "x", "padding": "max_length", "chat_template": "x"}.get(field, 1)
+    fields = {} if field in HEADERS else EXAMPLES.get(field, {field: value})
+    body = fields if "messages" in fields else {"input": "a", **fields}
+    headers = [HEADERS[field]] if field in HEADERS else []
+    if found.kind == "refused":
+        with pytest.raises(UnsupportedFieldError) as caught:
+            ask(body, transcoder, headers)
+        assert caught.value.param == field.partition(" ")[0]
+        return
+    call = ask(body, transcoder, headers)
+    assert call.dropped == (("priority",) if found.how == "reported" else ())
+    if found.kind == "sent":
+        assert call.calls != ask({"input": "a"}, transcoder).calls
 
 
 @given(st.data())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from gaie_codec.adapters.base import Adapter
-from gaie_codec.compat._supported import FIELDS, Treatment, columns, treatment
+from gaie_codec.compat._supported import EMBEDDING_FIELDS, FIELDS, Treatment, columns, embedding_treatment, treatment
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "supported.md"
 
@@ -33,11 +35,20 @@ The table is about chat completions, with `prompt` for completions, which refuse
 """
 
 
-def cell(adapters: tuple[Adapter, ...], field: str, *, passthrough: bool) -> str:
+EMBEDDINGS = """
+## Embeddings
+
+`POST /v1/embeddings`, where the server embeds and JSON is not passed through. `/v1/score` and `/v1/rerank` take `truncate_prompt_tokens`,
+`truncation_side`, `request_id`, `priority` and `cache_salt` in the same way.
+
+"""
+
+
+def cell(adapters: tuple[Adapter, ...], treat: Callable[[Adapter], Treatment]) -> str:
     """The treatments of all snapshots, oldest first, each with the snapshot that it begins with."""
     spans: list[tuple[str, Treatment]] = []
     for adapter in adapters:
-        found = treatment(adapter, field, passthrough=passthrough)
+        found = treat(adapter)
         if not spans or spans[-1][1] != found:
             spans.append((adapter.snapshot.name, found))
     return "; ".join(f"from {since} on {text(found)}" if place else text(found) for place, (since, found) in enumerate(spans))
@@ -58,8 +69,14 @@ def document() -> str:
     shown = columns()
     rows = [["field", *shown], ["---"] * (len(shown) + 1)]
     for field in FIELDS:
-        rows.append([f"`{field}`", *(cell(adapters, field, passthrough=passthrough) for adapters, passthrough in shown.values())])
+        row = [cell(adapters, partial(treatment, field=field, passthrough=passthrough)) for adapters, passthrough in shown.values()]
+        rows.append([f"`{field}`", *row])
     lines = [f"| {' | '.join(row)} |" for row in rows]
+    embedding = {name: adapters for name, (adapters, passes) in shown.items() if not passes and adapters[-1].embed is not None}
+    rows = [["field", *embedding], ["---"] * (len(embedding) + 1)]
+    for field in EMBEDDING_FIELDS:
+        rows.append([f"`{field}`", *(cell(adapters, partial(embedding_treatment, field=field)) for adapters in embedding.values())])
+    lines += [EMBEDDINGS + "\n".join(f"| {' | '.join(row)} |" for row in rows)]
     lines += ["", "## Snapshots", ""]
     lines += [f"- {name}: {', '.join(adapter.snapshot.name for adapter in adapters)}" for name, (adapters, _) in shown.items()]
     return INTRODUCTION + "\n".join(lines) + "\n"

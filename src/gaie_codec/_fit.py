@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -44,14 +44,7 @@ def fit(adapter: Adapter, request: InferenceRequest, *, drops: bool) -> tuple[In
     if request.prompt_text is not None and adapter.answers_text_with_text:
         carries = carries.difference(_OF_IDS)
     request, lost = _carried(adapter, request, carries | {"n"}, drops=drops)
-    for name, (low, high) in adapter.ranges.items():
-        value = getattr(request.sampling if name in SamplingParams.__struct_fields__ else request, name)
-        if value is not None and not low <= value <= high:
-            public = _openai_name(name)
-            raise MalformedRequestError(
-                f"{public} must be between {low} and {high} for this model server, got {value}. (parameter={public}, value={value})",
-                param=public,
-            )
+    _check_ranges(request, adapter.ranges)
     if request.sampling.max_tokens is None and adapter.default_max_tokens is not None:
         raise MalformedRequestError(
             f"this model server would stop after {adapter.default_max_tokens} tokens by itself: send max_tokens, or give the gateway"
@@ -64,7 +57,20 @@ def fit(adapter: Adapter, request: InferenceRequest, *, drops: bool) -> tuple[In
 def fit_embedding(adapter: Adapter, request: InferenceRequest, *, drops: bool) -> tuple[InferenceRequest, tuple[str, ...]]:
     """Likewise for a prompt to embed."""
     assert adapter.embed is not None
-    return _carried(adapter, request, adapter.embed.sends.keys() | adapter.embed.emulates.keys(), drops=drops)
+    request, lost = _carried(adapter, request, adapter.embed.sends.keys() | adapter.embed.emulates.keys(), drops=drops)
+    _check_ranges(request, adapter.embed.ranges)
+    return request, lost
+
+
+def _check_ranges(request: InferenceRequest, ranges: Mapping[str, tuple[float, float]]) -> None:
+    for name, (low, high) in ranges.items():
+        value = getattr(request.sampling if name in SamplingParams.__struct_fields__ else request, name)
+        if value is not None and not low <= value <= high:
+            public = _openai_name(name)
+            raise MalformedRequestError(
+                f"{public} must be between {low} and {high} for this model server, got {value}. (parameter={public}, value={value})",
+                param=public,
+            )
 
 
 def _carried(adapter: Adapter, request: InferenceRequest, carries: Set[str], *, drops: bool) -> tuple[InferenceRequest, tuple[str, ...]]:

@@ -86,6 +86,7 @@ def servicer_embeddings(snapshot: Snapshot, service: str) -> EmbedCoder | None:
         path=method.path,
         sends=sends,
         emulates=_ONE_MODEL | {"trace_headers": "metadata"},
+        ranges={"data_parallel_rank": (1, 2**31 - 1)},  # 0 is what is not said
         encode_request=encode_request,
         decode_request=decode_request,
         decode_response=decode_response,

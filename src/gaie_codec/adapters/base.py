@@ -72,6 +72,7 @@ class EmbedCoder(msgspec.Struct, frozen=True, kw_only=True):
     sends: Mapping[str, str]
     """As `Adapter.sends`, below the request of `path`."""
     emulates: Mapping[str, str]
+    ranges: Mapping[str, tuple[float, float]] = {}
     encode_request: Callable[[InferenceRequest], Message]
     decode_request: Callable[[Any], InferenceRequest]
     decode_response: Callable[[Any], Sequence[EmbeddingEvent | ErrorEvent]]

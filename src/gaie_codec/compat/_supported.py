@@ -14,7 +14,7 @@ import msgspec
 
 from .. import adapters
 from ..adapters.base import Adapter
-from ..openai import chat, completions
+from ..openai import chat, completions, embeddings
 from ..snapshots import SNAPSHOTS, load
 
 Kind = Literal["sent", "emulated", "several calls", "gateway", "advisory", "refused"]
@@ -53,6 +53,22 @@ FIELDS: Final = tuple(sorted(((chat.READ | completions.READ | chat.REFUSED.keys(
 """Every request field that the library knows, by its OpenAI name, with a row for each value where values are treated differently."""
 
 
+_EMBEDDED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "input": "prompt_token_ids",
+        "messages": "prompt_token_ids",
+        "request_id": "request_id",
+        "model": "model",
+        "model (of a LoRA adapter)": "lora_name",
+        "cache_salt": "cache_salt",
+        "x-data-parallel-rank (header)": "data_parallel_rank",
+        "traceparent (header)": "trace_headers",
+    }
+)
+EMBEDDING_FIELDS: Final = tuple(sorted(embeddings.READ | embeddings.REFUSED.keys() | {"user"} | _EMBEDDED.keys()))
+"""Likewise of a request for embeddings."""
+
+
 class Treatment(msgspec.Struct, frozen=True):
     """What becomes of a field, and how: the wire field, or what is done instead."""
 
@@ -77,6 +93,22 @@ def treatment(adapter: Adapter, field: str, *, passthrough: bool = False) -> Tre
     if neutral in adapter.emulates:
         return Treatment("emulated", adapter.emulates[neutral])
     return Treatment("several calls", "one for each choice") if neutral == "n" else Treatment("refused")
+
+
+def embedding_treatment(adapter: Adapter, field: str) -> Treatment:
+    """What becomes of one of `EMBEDDING_FIELDS` in front of a server that embeds."""
+    coder = adapter.embed
+    assert coder is not None
+    if field in embeddings.ADVISORY:
+        return Treatment("advisory")
+    if field in embeddings.REFUSED:
+        return Treatment("refused", "not supported by the gateway yet")
+    neutral = _EMBEDDED.get(field)
+    if neutral is None:
+        return Treatment("advisory", "reported") if field == "priority" else Treatment("gateway")
+    if neutral in coder.sends:
+        return Treatment("sent", coder.sends[neutral])
+    return Treatment("emulated", coder.emulates[neutral]) if neutral in coder.emulates else Treatment("refused")
 
 
 def _passed(adapter: Adapter, field: str, name: str) -> Treatment:

@@ -130,7 +130,8 @@ class Vectors:
             raise MalformedMessageError("an embedding without values")
         if event.dimensions not in (0, len(values)):
             raise MalformedMessageError(f"an embedding of {len(values)} values, where {event.dimensions} are announced")
-        if not all(-_LARGEST_FLOAT32 <= value <= _LARGEST_FLOAT32 for value in values):
+        # The sum of float32 is finite where they are, and costs a tenth of a look at each.
+        if not (math.isfinite(sum(values)) and min(values) >= -_LARGEST_FLOAT32 and max(values) <= _LARGEST_FLOAT32):
             raise MalformedMessageError("an embedding with values that are no finite numbers")
         other = next(iter(self._by_place.values()), values)
         if len(other) != len(values):
