@@ -143,7 +143,7 @@ class Transcoder:
         endpoint = self._endpoints.get(route)
         if body_path is None and (endpoint is None or self.tokenizer is None):
             responses.check_stored(route)
-            known = "is not supported" if route in _OTHER_PATHS or route in ENDPOINTS else "does not exist"
+            known = "is not supported" if route in _OTHER_PATHS or route in ENDPOINTS or route in _local.PATHS else "does not exist"
             raise UnsupportedEndpointError(f"the endpoint {route[:100]!r} {known}; there is {', '.join(self.paths)}")
         if method != "POST":
             raise UnsupportedEndpointError(f"{route} takes POST", http_status=405, allow="POST")
