@@ -84,6 +84,11 @@ class Call:
         return self.prompts[0]
 
     @property
+    def http_path(self) -> str:
+        """The path of the HTTP request, by which the form of an error is chosen."""
+        return self._endpoint.path
+
+    @property
     def path(self) -> str:
         """The gRPC path of the one call."""
         return self._only.path

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from ._errors import UnsupportedEndpointError
+from .anthropic import messages
 from .openai import models, tokenization
 from .openai.endpoint import Asked
 
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 VERSION_PATH: Final = "/version"
 _GET: Final = frozenset((models.PATH, VERSION_PATH))
 _POST: Final[Mapping[str, Callable[[bytes, Asked, Tokenizer], bytes]]] = MappingProxyType(
-    {tokenization.TOKENIZE_PATH: tokenization.encode_tokens, tokenization.DETOKENIZE_PATH: tokenization.encode_text}
+    {
+        tokenization.TOKENIZE_PATH: tokenization.encode_tokens,
+        tokenization.DETOKENIZE_PATH: tokenization.encode_text,
+        messages.COUNT_PATH: messages.encode_count,
+    }
 )
 PATHS: Final = (models.PATH, VERSION_PATH, *_POST)
 """All of them but `/v1/models/{id}`."""

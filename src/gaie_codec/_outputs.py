@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from ._errors import Code, CodecError, UnsupportedEndpointError, UpstreamStatusError
+from .anthropic import errors as anthropic_errors
 from .openai.errors import encode_error
 
 # Clients (the openai SDK too) retry 409 and whatever is 500 or more, if they are not told otherwise: when it may help, and when it cannot.
@@ -53,12 +54,14 @@ class CancelCall(msgspec.Struct, frozen=True):
 Output: TypeAlias = ResponseHead | BodyChunk | EndOfBody | CancelCall
 
 
-def encode_error_response(error: CodecError) -> tuple[Output, ...]:
-    """A whole HTTP answer that reports `error` in OpenAI's form, such as one that `Transcoder.request` raised."""
+def encode_error_response(error: CodecError, path: str = "") -> tuple[Output, ...]:
+    """A whole HTTP answer that reports `error`, such as one that `Transcoder.request` raised. It is in OpenAI's form, and in Anthropic's
+    where `path`, that of the HTTP request, is one of theirs."""
     extra = (("allow", error.allow),) if isinstance(error, UnsupportedEndpointError) and error.allow else ()
     if isinstance(error, UpstreamStatusError):
         extra = _RETRY.get(error.code, ())
-    return encode_json_response(encode_error(error), status=error.http_status, headers=extra)
+    body = anthropic_errors.encode_error(error) if anthropic_errors.is_path(path) else encode_error(error)
+    return encode_json_response(body, status=error.http_status, headers=extra)
 
 
 def encode_json_response(body: bytes, *, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> tuple[Output, ...]:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _ALPHANUMERIC: Final = string.digits + string.ascii_letters
 _MISTRAL_ID_LENGTH: Final = 9  # Mistral's chat templates refuse any other
 
-IdStyle = Literal["openai", "mistral", "responses"]
+IdStyle = Literal["openai", "mistral", "responses", "anthropic"]
+
+_ID_PREFIXES: Final = {"openai": "chatcmpl-tool-", "responses": "call_", "anthropic": "toolu_"}
 
 
 class OutputSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +48,7 @@ def tool_call_id(style: IdStyle, request_id: str, choice: int, call: int) -> str
     """The id of a call to which the model gave none: the same for the same place in the same request."""
     digest = hashlib.blake2b(f"{request_id}\0{choice}\0{call}".encode("utf-8", "replace"), digest_size=8)
     if style != "mistral":
-        return f"{'call_' if style == 'responses' else 'chatcmpl-tool-'}{digest.hexdigest()}"
+        return f"{_ID_PREFIXES[style]}{digest.hexdigest()}"
     number, letters = int.from_bytes(digest.digest(), "big"), ""
     for _ in range(_MISTRAL_ID_LENGTH):
         number, digit = divmod(number, len(_ALPHANUMERIC))

@@ -55,6 +55,7 @@ class Response:
         "_choices",
         "_encoder",
         "_head_sent",
+        "_http_path",
         "_is_open",
         "_prompt_texts",
         "_prompt_token_ids",
@@ -70,6 +71,7 @@ class Response:
         adapter = transcoder.adapter
         self.error: CodecError | None = None
         self.ended = False
+        self._http_path = call.http_path
         self._head_sent = self._is_open = False
         is_plain = not encoder.is_detailed and call.has_choices
         self._encoder = encoder
@@ -346,7 +348,7 @@ class Response:
             other.plain = plain_nothing
         if not self._encoder.streams or not (self._head_sent or any(parts)):
             self.ended = True
-            return encode_error_response(error)
+            return encode_error_response(error, self._http_path)
         # Text that waited for its choice to end, or could still have become a stop string, was generated: the client gets it.
         for choice in self._choices:
             delta: Delta | None = choice.abandon()

@@ -26,7 +26,9 @@ from ._grpc_in import RANK, decode_rank
 from ._metadata import FORWARDED, Headers, as_mapping, is_metadata_value
 from ._outputs import Output, encode_json_response
 from .adapters.base import Adapter
-from .openai import ENDPOINTS, chat, passthrough, responses, sampling
+from .anthropic import ENDPOINTS as ANTHROPIC_ENDPOINTS
+from .openai import ENDPOINTS as OPENAI_ENDPOINTS
+from .openai import chat, passthrough, responses, sampling
 from .openai.endpoint import Asked, Decoded, Endpoint
 from .text import formats
 
@@ -34,8 +36,9 @@ if TYPE_CHECKING:
     from .adapters.base import Passthrough
     from .text import Tokenizer
 
+ENDPOINTS: Final = {**OPENAI_ENDPOINTS, **ANTHROPIC_ENDPOINTS}
 # OpenAI's and vLLM's, so that a client is not told that they do not exist.
-_OTHER_PATHS: Final = frozenset(f"/v1/{name}" for name in ("messages", "audio/transcriptions")) | passthrough.PATHS.keys()
+_OTHER_PATHS: Final = frozenset(("/v1/audio/transcriptions",)) | passthrough.PATHS.keys()
 # What a server that takes HTTP headers in the message is told.
 _PASSED_HEADERS: Final = (*FORWARDED, RANK, "x-smg-routing-key")
 
@@ -122,6 +125,7 @@ class Transcoder:
         self.tool_format = formats.choose_tool_format(tool_call_parser, self.model.tool_call_parser, template, is_skipped)
         self.reasoning_format = formats.choose_reasoning_format(reasoning_parser, self.model.reasoning_parser, template, is_skipped)
         self.eos_token_ids = (tokenizer.eos_token_ids if tokenizer is not None else frozenset()).union(self.model.eos_token_ids)
+        self._accepts_media = "media" in self.adapter.carries and self.model.is_multimodal is not False
         self.system_fingerprint = f"{self.adapter.dialect}-{self.adapter.snapshot.name}"
         try:
             sampling.decode_sampling({}, model=self.model, vocab_size=0, max_tokens=None, logprobs=None)
@@ -159,7 +163,7 @@ class Transcoder:
             rewritten_model=model,
             tool_format=self.tool_format,
             reasoning_format=self.reasoning_format,
-            accepts_media="media" in self.adapter.carries and self.model.is_multimodal is not False,
+            accepts_media=self._accepts_media,
         )
         if body_path is not None and kind is not None:
             return self._pass_through(kind, body_path, fields, body, asked)
@@ -170,7 +174,7 @@ class Transcoder:
         self, method: str, path: str, headers: Headers | Mapping[str, str], body: bytes, *, created: int, version: str = ""
     ) -> tuple[Output, ...] | None:
         """The whole answer to a request that needs no model server, None for any other: `/v1/models`, `/v1/models/{id}`, `/version`,
-        `/tokenize` and `/detokenize`.
+        `/tokenize`, `/detokenize` and `/v1/messages/count_tokens`.
 
         `path` has no escapes of URLs. `created` is in seconds since the epoch; `version` stands in where the server told none. Raises
         RequestError.
@@ -182,7 +186,14 @@ class Transcoder:
         self._check_size(body)
         if method == "POST":
             _check_content(as_mapping(headers))
-        asked = Asked(request_id="", tokenizer=self.tokenizer, model=self.model)
+        asked = Asked(
+            request_id="",
+            tokenizer=self.tokenizer,
+            model=self.model,
+            tool_format=self.tool_format,
+            reasoning_format=self.reasoning_format,
+            accepts_media=self._accepts_media,
+        )
         told = _local.encode_answer(route, body, asked, self.adapter, created=created, version=version, loras=self.lora_models)
         return encode_json_response(told)
 
@@ -194,7 +205,9 @@ class Transcoder:
     def paths(self) -> tuple[str, ...]:
         """The endpoints that there are, all by POST."""
         if self.passthrough is not None:
-            return tuple(path for path, kind in passthrough.PATHS.items() if kind in self.passthrough.paths)
+            passed = tuple(path for path, kind in passthrough.PATHS.items() if kind in self.passthrough.paths)
+            own = () if self.tokenizer is None else tuple(path for path in self._endpoints if path not in passthrough.PATHS)
+            return passed + own
         return tuple(self._endpoints)
 
     @property

@@ -80,9 +80,10 @@ class _ClientGone(Exception):
 class _Reply:
     """Copies the core's outputs out as ASGI messages."""
 
-    def __init__(self, send: Send, request_id: str, meter: RequestMeter, *, is_head: bool) -> None:
+    def __init__(self, send: Send, request_id: str, meter: RequestMeter, *, path: str, is_head: bool) -> None:
         self._send = send
         self.meter = meter
+        self.path = path
         self._awaits_first = False  # of a stream's body
         self._is_head = is_head
         self.request_id = request_id
@@ -144,7 +145,7 @@ class _App:
         method, path = scope["method"], scope["path"]
         meter = RequestMeter("http-in-grpc-out", method=method, path=path, headers=headers, metrics=self._metrics, tracing=self._tracing)
         meter.dialect = self._transcoder.adapter.dialect
-        reply = _Reply(send, request_id, meter, is_head=method == "HEAD")
+        reply = _Reply(send, request_id, meter, path=path, is_head=method == "HEAD")
         try:
             await self._answer(method, path, meter.headers, receive, reply)
         except _ClientGone:
@@ -315,7 +316,7 @@ async def _read_all(upstreams: Sequence[UpstreamCall], response: Response, reply
 
 async def _last_words(reply: _Reply, error: CodecError) -> None:
     try:
-        await reply.send(encode_error_response(error))
+        await reply.send(encode_error_response(error, reply.path))
     except _ClientGone:
         _log.info("request %r: the client has gone", reply.request_id)
 

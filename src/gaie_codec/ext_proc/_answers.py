@@ -52,7 +52,7 @@ class Rewritten:
     """An answer that is made anew: OpenAI JSON or SSE, or gRPC in the client's dialect.
 
     `set_headers` are to be on it whatever it says. `whole_bodies` is Envoy's mode BUFFERED. `is_chained` says that other filters have to
-    see the answer, which an ImmediateResponse would pass by.
+    see the answer, which an ImmediateResponse would pass by. `http_path` is the client's, and chooses the form of an error.
     """
 
     def __init__(
@@ -63,12 +63,14 @@ class Rewritten:
         whole_bodies: bool = False,
         is_chained: bool = False,
         is_grpc: bool = False,
+        http_path: str = "",
     ) -> None:
         self._reading: Any = reading  # the outputs of both are taken alike
         self._set_headers = tuple(set_headers)
         self._whole_bodies = whole_bodies
         self._is_chained = is_chained and not whole_bodies and not is_grpc
         self._is_grpc = is_grpc
+        self._http_path = http_path
         self._names: list[str] = []
         self._trailers: tuple[tuple[str, str], ...] = ()
         self._held: list[Any] = []
@@ -228,14 +230,14 @@ class Rewritten:
             return (immediate_grpc_error(self.error),)
         if self._whole_bodies and self.error is not None:  # a stream, nothing of which has left
             self.status = self.error.http_status
-            return (immediate_error(self.error, self._set_headers),)
+            return (immediate_error(self.error, self._set_headers, self._http_path),)
         headers = [(name, value) for name, value in (*head.headers, *self._set_headers) if name != "content-length"]
         return (immediate_answer(head.status, data, headers, details=details),)
 
 
-def immediate_error(error: CodecError, set_headers: Iterable[tuple[str, str]] = ()) -> Any:
-    """The answer to an HTTP client in OpenAI's form."""
-    head, body, _ = encode_error_response(error)
+def immediate_error(error: CodecError, set_headers: Iterable[tuple[str, str]] = (), path: str = "") -> Any:
+    """The answer to an HTTP client, in the form that its path has."""
+    head, body, _ = encode_error_response(error, path)
     assert isinstance(head, ResponseHead)
     assert isinstance(body, BodyChunk)
     headers = [(name, value) for name, value in (*head.headers, *set_headers) if name != "content-length"]
@@ -253,8 +255,11 @@ def immediate_grpc_error(error: CodecError, set_headers: Iterable[tuple[str, str
 class Untouched:
     """An answer that goes on as it came, byte for byte, while `reading` learns from it."""
 
-    def __init__(self, reading: ObservedResponse | HttpReading | StatusReading, *, is_grpc: bool, whole_bodies: bool = False) -> None:
+    def __init__(
+        self, reading: ObservedResponse | HttpReading | StatusReading, *, is_grpc: bool, whole_bodies: bool = False, http_path: str = ""
+    ) -> None:
         self._reading = reading
+        self._http_path = http_path
         self._whole_bodies = whole_bodies
         self._is_grpc = is_grpc
         self._late: CodecError | None = None
@@ -307,7 +312,7 @@ class Untouched:
         late = self._late = UpstreamStatusError(Code.DEADLINE_EXCEEDED, LATE)
         if not self.status:
             self.status = 200 if self._is_grpc else late.http_status
-        return (immediate_grpc_error(late) if self._is_grpc else immediate_error(late),)
+        return (immediate_grpc_error(late) if self._is_grpc else immediate_error(late, path=self._http_path),)
 
 
 Answer: TypeAlias = Rewritten | Untouched

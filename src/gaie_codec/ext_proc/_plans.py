@@ -117,7 +117,11 @@ def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
 
     def answer(created: int, whole_bodies: bool) -> Answer:
         return Rewritten(
-            call.response(created=created, id=answer_id), set_headers=extra, whole_bodies=whole_bodies, is_chained=request.is_chained
+            call.response(created=created, id=answer_id),
+            set_headers=extra,
+            whole_bodies=whole_bodies,
+            is_chained=request.is_chained,
+            http_path=request.path,
         )
 
     inference = call.inference
@@ -230,7 +234,7 @@ def _passed(request: Incoming, reason: str) -> Plan:
         inference=inference,
         request_id=request_id,
         remove=tuple(to_remove(request.headers)),
-        answer=lambda _, whole_bodies: Untouched(HttpReading(), is_grpc=False, whole_bodies=whole_bodies),
+        answer=lambda _, whole_bodies: Untouched(HttpReading(), is_grpc=False, whole_bodies=whole_bodies, http_path=request.path),
     )
 
 

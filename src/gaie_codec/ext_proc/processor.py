@@ -304,7 +304,7 @@ class Processor:
             if mode not in (FULL_DUPLEX, BUFFERED):
                 name = BODY_MODES.Name(mode) if mode in BODY_MODES.values() else str(mode)
                 raise CodecError(f"{direction}_body_mode is {name}; this ext_proc server needs FULL_DUPLEX_STREAMED, or BUFFERED")
-        self._answer = Untouched(HttpReading(), is_grpc=False, whole_bodies=self._response_mode == BUFFERED)
+        self._answer = Untouched(HttpReading(), is_grpc=False, whole_bodies=self._response_mode == BUFFERED, http_path=self.path)
 
     # The request
 
@@ -457,4 +457,4 @@ class Processor:
         reason = ((DROP_REASON, error.reason),) if isinstance(error, NoEndpointError | RequestShedError) else ()
         if self._is_grpc:
             return (immediate_grpc_error(error, reason),)
-        return (immediate_error(error, (*encode_answer_headers(self.request_id), *reason)),)
+        return (immediate_error(error, (*encode_answer_headers(self.request_id), *reason), self.path),)

@@ -14,6 +14,7 @@ import msgspec
 
 from .. import Code, CodecError, Usage
 from .._local import PATHS as LOCAL_PATHS
+from ..anthropic import ENDPOINTS as ANTHROPIC_ENDPOINTS
 from ..openai import ENDPOINTS, passthrough
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 MODES: Final = ("http-in-grpc-out", "grpc-in-grpc-out", "grpc-bridged", "passthrough", "local", "refused")
 """What can become of a request. Bridged is a gRPC call that goes to a server of another dialect; local is answered by the shim."""
 
-PATHS: Final = frozenset((*ENDPOINTS, *passthrough.PATHS, *LOCAL_PATHS, "/health", "/ping", "/load"))
+PATHS: Final = frozenset((*ENDPOINTS, *ANTHROPIC_ENDPOINTS, *passthrough.PATHS, *LOCAL_PATHS, "/health", "/ping", "/load"))
 """Paths that are known, and no text that a client made up."""
 
 CANCELLED: Final = "cancelled"
