@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 
 from gaie_codec import MalformedRequestError, UsageError
 from gaie_codec.text import BrokenToolCall, Content, Reasoning, ToolCall
+from gaie_codec.text.formats._harmony import answer_tag, call_tag, json_format
 from gaie_codec.text.harmony import END, START, STOP_TOKEN_IDS, HarmonyParser, harmony_encoding
 from gaie_codec.text.harmony_prompts import HarmonyTokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "harmony"
 OUTPUTS = json.loads((GOLDEN / "outputs.json").read_text())
+TAGS = json.loads((GOLDEN / "tags.json").read_text())
 PROMPTS = json.loads((GOLDEN / "prompts.json").read_text())
 CALL = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>'
 
@@ -168,6 +170,12 @@ def test_streams_are_those_of_vllm(case):
     assert told | {"reasoning_tokens": parser.reasoning_tokens} == case["stream"]
 
 
+def test_without_parallel_calls_only_the_first_is_told():
+    text = f"{CALL}<|start|>assistant{CALL}<|start|>assistant<|channel|>final<|message|>x"
+    parser = HarmonyParser(parallel=False)
+    assert [*parser.feed(text), *parser.finish()] == [ToolCall(0, "f", '{"a": 1}'), Content("x")]
+
+
 def test_a_call_is_told_as_it_comes():
     parser = HarmonyParser()
     told = [parser.feed_ids([token_id]) for token_id in ids_of(CALL)]
@@ -277,6 +285,27 @@ def test_the_vocabulary_is_in_the_package(tmp_path):
 
 def test_stop_token_ids_are_those_of_the_library():
     assert sorted(STOP_TOKEN_IDS) == sorted(harmony_encoding().stop_tokens_for_assistant_actions())
+
+
+ARGUMENTS = [("f", json_format({"type": "object"})), ("g", json_format(True))]
+STRUCTURES = {"structures": [{"begin": "<a>", "schema": {"type": "object"}, "end": "</a>"}], "triggers": ["<a"]}
+CONSTRAINTS = {"json_object": "", "regex": "a", "choice": ("a", "b"), "grammar": 'root ::= "a"', "structural_tag": json.dumps(STRUCTURES)}
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_calls_are_forced_as_by_vllm(choice):
+    assert call_tag(ARGUMENTS, choice) == json.dumps(TAGS["calls"][choice])
+
+
+@pytest.mark.parametrize("kind", CONSTRAINTS)
+def test_answers_are_held_to_their_constraints_in_the_final_message_as_by_vllm(kind):
+    assert answer_tag(kind, CONSTRAINTS[kind]) == json.dumps(TAGS["answers"][kind])
+
+
+def test_a_schema_and_a_tag_are_held_to_as_they_are():
+    assert answer_tag("json_schema", '{"type": "object"}') == json.dumps(TAGS["answers"]["json_object"])
+    tag = json.dumps({"type": "structural_tag", "format": {"type": "regex", "pattern": "a"}})
+    assert answer_tag("structural_tag", tag) == json.dumps(TAGS["answers"]["regex"])
 
 
 class Vocabulary:

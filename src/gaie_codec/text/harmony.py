@@ -72,13 +72,14 @@ def harmony_encoding() -> Any:
 class HarmonyParser:
     """The OutputParser of gpt-oss. It wants all ids or all text of a choice, from the first after the prompt, special tokens too.
 
-    A call is broken whose arguments are not JSON, unless the model ended it and named another type for them.
+    A call is broken whose arguments are not JSON, unless the model ended it and named another type for them. Without `parallel` only the
+    first call is told.
     """
 
     takes_ids: Final = True
     """There is `feed_ids`, and it is more exact than `feed`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, parallel: bool = True) -> None:
         self.reasoning_tokens = 0
         """Of the ids fed so far, those that vLLM counts: of analysis, and of commentary that is for somebody."""
         self._encoding = harmony_encoding()
@@ -87,6 +88,7 @@ class HarmonyParser:
         self._header: list[int] | None = []  # None between messages
         self._message: _Message | None = None  # that content belongs to
         self._calls = 0
+        self._parallel = parallel
         self._texts: list[str] = []  # of the message, not yet in a part
         self._parts: list[Part] = []
 
@@ -242,6 +244,9 @@ class HarmonyParser:
             name = recipient.removeprefix("functions.")
             known = recipient.partition(".")[0]
             if name != recipient or (channel != "final" and known not in (*_BUILTIN_TOOLS, *_ROLES)):
+                if self._calls and not self._parallel:
+                    message.kind = None
+                    return message
                 message.kind, message.call = ToolCall, self._calls
                 self._calls += 1
                 self._tell(ToolCall(message.call, name))
@@ -302,7 +307,7 @@ class HarmonyParser:
 
 
 class _Message(msgspec.Struct):
-    """The message that content belongs to. One without a kind is of another role, and shown to nobody."""
+    """The message that content belongs to. One without a kind is shown to nobody: it is of another role, or one call too many."""
 
     kind: type[Content] | type[Reasoning] | type[ToolCall] | None
     header: str = ""
