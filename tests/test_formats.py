@@ -460,13 +460,3 @@ def test_names_are_unique_and_markers_can_be_told_apart():
         for row in rows:
             markers = [*row.layout.begins, row.layout.end] if formats is TOOL_FORMATS else [row.start, row.end, *row.interrupts]
             assert not any(a != b and b.startswith(a) for a in filter(None, markers) for b in markers)
-
-
-def test_gpt_oss_is_read_by_its_own_library():
-    harmony = pytest.importorskip("gaie_codec.text.harmony")
-    for tools, reasoning in ((TOOL_FORMATS["openai"], REASONING_FORMATS["openai_gptoss"]), (None, REASONING_FORMATS["gpt-oss"])):
-        parser = make_parser(tools=tools, reasoning=reasoning)
-        assert isinstance(parser, harmony.HarmonyParser)
-    tag = json.loads(constrain(TOOL_FORMATS["harmony"], DEFINITIONS, "named", "get_time")[1])["format"]
-    parts = [*parser.feed(written(tag["tags"][-1]) + "<|start|>assistant" + written(tag["tags"][0])), *parser.finish()]
-    assert [part.name for part in parts if isinstance(part, ToolCall)] == ["get_time"]

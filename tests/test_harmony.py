@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from gaie_codec import MalformedRequestError, UsageError
 from gaie_codec.text import BrokenToolCall, Content, Reasoning, ToolCall
+from gaie_codec.text.formats import TOOL_FORMATS, choose_reasoning_format, choose_tool_format, constrain, constrain_answer, make_parser
 from gaie_codec.text.formats._harmony import answer_tag, call_tag, json_format
 from gaie_codec.text.harmony import END, START, STOP_TOKEN_IDS, HarmonyParser, harmony_encoding
 from gaie_codec.text.harmony_prompts import HarmonyTokenizer
@@ -306,6 +307,60 @@ def test_a_schema_and_a_tag_are_held_to_as_they_are():
     assert answer_tag("json_schema", '{"type": "object"}') == json.dumps(TAGS["answers"]["json_object"])
     tag = json.dumps({"type": "structural_tag", "format": {"type": "regex", "pattern": "a"}})
     assert answer_tag("structural_tag", tag) == json.dumps(TAGS["answers"]["regex"])
+
+
+GPT_OSS = "{{ '<|start|>assistant<|channel|>analysis<|message|>' }}"
+
+
+@pytest.mark.parametrize(
+    ("option", "told", "template"),
+    [("openai", "", ""), ("gpt-oss", "", ""), ("harmony", "", ""), ("auto", "openai", ""), ("auto", "", GPT_OSS)],
+)
+def test_the_format_is_chosen_by_name_or_by_what_the_template_writes(option, told, template):
+    tools = choose_tool_format(option, told, template, bool)
+    assert tools.name == "harmony"
+    assert isinstance(make_parser(tools=tools, reasoning=None), HarmonyParser)
+    reasoning = choose_reasoning_format(option.replace("openai", "openai_gptoss"), told.replace("openai", "openai_gptoss"), template, bool)
+    assert reasoning.name == "harmony"
+    assert not reasoning.begins_inside("<|start|>assistant", {})
+    parser = make_parser(tools=None, reasoning=reasoning, parallel=False)
+    assert [*parser.feed(f"<|channel|>analysis<|message|>x<|end|><|start|>assistant{CALL}"), *parser.finish()] == [
+        Reasoning("x"),
+        ToolCall(0, "f", '{"a": 1}'),
+    ]
+    assert constrain_answer(tools, None, "regex", "a") == ("structural_tag", json.dumps(TAGS["answers"]["regex"]))
+    assert constrain_answer(None, reasoning, "regex", "a") is not None
+    assert constrain_answer(None, None, "regex", "a") is None
+
+
+def test_calls_are_forced_with_the_tools_of_the_request():
+    tools = [
+        {"type": "function", "function": {"name": name, "strict": True, "parameters": schema}}
+        for name, schema in [("f", {"type": "object"}), ("g", None)]
+    ]
+    row = TOOL_FORMATS["openai"]
+    assert constrain(row, tools, "required") == ("structural_tag", json.dumps(TAGS["calls"]["required"]))
+    assert constrain(row, tools, "auto") == ("structural_tag", json.dumps(TAGS["calls"]["auto"]))
+    assert json.loads(constrain(row, tools, "named", "g")[1])["format"]["elements"][2]["elements"][0]["begin"].startswith(
+        " to=functions.g<"
+    )
+
+
+def test_what_a_structural_tag_allows_is_read_as_calls():
+    function = {"name": "f", "strict": True, "parameters": {"type": "object"}}
+    tag = json.loads(constrain(TOOL_FORMATS["harmony"], [{"type": "function", "function": function}], "required")[1])
+    *before, calls = tag["format"]["elements"]
+    thought = "".join(element["content"]["elements"][0]["begin"] + "x<|end|><|start|>assistant" for element in before)
+    for call in calls["elements"]:
+        for end in call["end"]:
+            assert read_text(f"{thought}{call['begin']}{{}}{end}") == [Reasoning("x"), Content("x"), ToolCall(0, "f", "{}")]
+
+
+def test_without_the_library_a_gateway_says_so_when_it_starts(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai_harmony", None)
+    monkeypatch.delitem(sys.modules, "gaie_codec.text.harmony")
+    with pytest.raises(UsageError, match=r"gpt-oss.*pip install gaie-codec\[harmony\]"):
+        choose_tool_format("auto", "openai", "", bool)
 
 
 class Vocabulary:

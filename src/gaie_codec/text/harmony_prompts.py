@@ -49,7 +49,7 @@ class HarmonyTokenizer:
     """
 
     accepts_content_parts: Final = True
-    chat_template: Final = "<|channel|>"
+    chat_template: Final = "<|channel|>analysis<|message|>"
     """Not of use as a template; it shows what the answers look like."""
 
     def __init__(self, tokenizer: Tokenizer, *, strftime_now: Callable[[str], str] | None = None) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from ..._errors import UsageError
+from ._harmony import harmony_parser
 from ._table import REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat, ToolFormat
 
 F = TypeVar("F", ToolFormat, ReasoningFormat)
@@ -21,7 +22,7 @@ def choose_tool_format(option: str, told: str, template: str, is_skipped: Callab
 
     `option` is "auto", "none" or a name; `told` is the server's `tool_call_parser`, "" or a name that need not be known here;
     `template` is the chat template's source. `is_skipped` says whether a text is lost where special tokens are skipped. Raises UsageError
-    for an unknown option.
+    for an unknown option, and for a format whose library is not installed.
     """
     return _choose(TOOL_FORMATS, option, told, template, is_skipped, "tool_call_parser")
 
@@ -32,6 +33,13 @@ def choose_reasoning_format(option: str, told: str, template: str, is_skipped: C
 
 
 def _choose(formats: Mapping[str, F], option: str, told: str, template: str, is_skipped: Callable[[str], bool], what: str) -> F | None:
+    row = _find(formats, option, told, template, is_skipped, what)
+    if row is not None and row.name == "harmony":
+        harmony_parser()  # loads the library, or says that it is missing, before any request comes
+    return row
+
+
+def _find(formats: Mapping[str, F], option: str, told: str, template: str, is_skipped: Callable[[str], bool], what: str) -> F | None:
     if option == "none":
         return None
     if option != "auto":

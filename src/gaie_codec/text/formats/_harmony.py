@@ -25,7 +25,7 @@ def harmony_parser(*, parallel: bool = True) -> OutputParser:
     try:
         from ..harmony import HarmonyParser
     except ImportError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(f"answers of gpt-oss models cannot be read: {error}") from error
     return HarmonyParser(parallel=parallel)
 
 

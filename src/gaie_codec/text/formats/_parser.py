@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import OutputParser, Part
+from ._harmony import harmony_parser
 from ._json_calls import bare_arguments, json_calls
 from ._layouts import BareArguments, HarmonyMessages, JsonCalls, Layout, NamedCalls, PythonCalls, TaggedCalls
 from ._named_calls import named_calls
@@ -35,9 +36,7 @@ def make_parser(
     """
     layout = tools.layout if tools else None
     if isinstance(layout, HarmonyMessages) or (reasoning and reasoning.name == "harmony"):
-        from ..harmony import HarmonyParser  # an extra, which loads a vocabulary
-
-        return HarmonyParser()
+        return harmony_parser(parallel=parallel)
     if (required or forced) and not (tools and tools.tag_style):
         layout = schema_layout(forced)
     return _Parser(layout, reasoning, begins_inside=begins_inside, definitions=definitions, parallel=parallel)

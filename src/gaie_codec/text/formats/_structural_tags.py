@@ -12,7 +12,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from ._table import ToolFormat
+from ._harmony import answer_tag, call_tag
+from ._table import ReasoningFormat, ToolFormat
 
 _Json = dict[str, Any]
 _THINK: Final = ("<think>", "</think>")
@@ -88,18 +89,7 @@ _STYLES: Final[Mapping[str, _Style]] = {
         excludes=(*_THINK, "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
         repeats=False,
     ),
-    # The analysis channel stays open: a model that may not think before a call calls badly.
-    "harmony": _Style(
-        calls=(
-            ("<|channel|>commentary to=functions.{}<|constrain|>json<|message|>", "<|call|>"),
-            (" to=functions.{}<|channel|>commentary <|constrain|>json<|message|>", "<|call|>"),
-            (" to=functions.{}<|channel|>commentary json<|message|>", "<|call|>"),
-        ),
-        separator="<|start|>assistant",
-    ),
 }
-_MESSAGE_ENDS: Final = ["<|end|>", "<|return|>"]
-_ANY_TEXT: Final[_Json] = {"type": "any_text", "excludes": []}
 
 
 def constrain(
@@ -117,18 +107,24 @@ def constrain(
     if tool_format and tool_format.tag_style:
         if kind == "auto" and not any(function.get("strict") is True for function in functions):
             return None
+        if tool_format.tag_style == "harmony":
+            return "structural_tag", call_tag([(str(function.get("name")), _arguments(function)) for function in functions], kind)
         return "structural_tag", json.dumps({"type": "structural_tag", "format": _format(_STYLES[tool_format.tag_style], functions, kind)})
     return None if kind == "auto" else ("json_schema", json.dumps(_parameters(functions[0]) if kind == "named" else _calls(functions)))
+
+
+def constrain_answer(
+    tool_format: ToolFormat | None, reasoning_format: ReasoningFormat | None, kind: str, value: str | Sequence[str]
+) -> tuple[Literal["structural_tag"], str] | None:
+    """What to hold the output to so that the answer in it matches a constraint of this kind; None for the constraint itself."""
+    if any(row is not None and row.name == "harmony" for row in (tool_format, reasoning_format)):
+        return "structural_tag", answer_tag(kind, value)
+    return None
 
 
 def _format(style: _Style, functions: Sequence[Mapping[str, Any]], kind: str) -> _Json:
     tags = [_call_tag(style, function, call) for function in functions for call in style.calls]
     begin, end = style.section
-    if style is _STYLES["harmony"]:
-        channels = [_tag(f"<|channel|>{name}<|message|>", _ANY_TEXT, _MESSAGE_ENDS) for name in ("final", "analysis")]
-        if kind != "auto":
-            del channels[0]
-        return _in_a_row([*tags, *channels], style.separator)
     if kind == "auto":
         if begin:
             tags = [_tag(begin, _in_a_row(tags, style.separator), end)]
@@ -147,18 +143,22 @@ def _format(style: _Style, functions: Sequence[Mapping[str, Any]], kind: str) ->
 
 
 def _call_tag(style: _Style, function: Mapping[str, Any], call: tuple[str, str]) -> _Json:
+    content = _arguments(function, style.arguments)
+    if style.numbered:
+        content = _sequence({"type": "regex", "pattern": r"\d+", "excludes": []}, _text(style.numbered), content)
+    return _tag(call[0].format(function.get("name")), content, call[1])
+
+
+def _arguments(function: Mapping[str, Any], written: str = "json") -> _Json:
     parameters = function.get("parameters") if function.get("strict") is True else None
-    content: _Json = {
+    return {
         "type": "json_schema",
         "json_schema": True if parameters is None else parameters,
-        "style": style.arguments,
+        "style": written,
         "any_order": False,
         "max_whitespace_cnt": None,
         "excludes": [],
     }
-    if style.numbered:
-        content = _sequence({"type": "regex", "pattern": r"\d+", "excludes": []}, _text(style.numbered), content)
-    return _tag(call[0].format(function.get("name")), content, call[1])
 
 
 def _tag(begin: str, content: _Json, end: str | list[str]) -> _Json:
