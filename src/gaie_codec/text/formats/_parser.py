@@ -60,6 +60,11 @@ class _Parser:
         self._steps: Steps[None] | None = self._run(layout, reasoning, begins_inside=begins_inside)
 
     def feed(self, text: str) -> Sequence[Part]:
+        run = self._reader.run
+        if run is not None and run[1].isdisjoint(text):  # most text, in a third of the time
+            part = self._writer.plain(run[0], text)
+            if part is not None:
+                return (part,)
         if text:
             self._reader.feed(text)
             self._advance()

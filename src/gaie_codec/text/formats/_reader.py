@@ -27,10 +27,11 @@ class MalformedCallError(Exception):
 class Markers:
     """Literals to find in running text; none may be the beginning of another."""
 
-    __slots__ = ("_markers", "_pattern")
+    __slots__ = ("_markers", "_pattern", "starts")
 
     def __init__(self, markers: tuple[str, ...]) -> None:
         self._markers = markers
+        self.starts = frozenset(marker[0] for marker in markers)
         self._pattern = re.compile("|".join(map(re.escape, markers)) or r"(?!)")
 
     def find(self, text: str, start: int) -> tuple[int, str]:
@@ -62,12 +63,14 @@ def markers_of(*markers: str) -> Markers:
 class Reader:
     """The text of one choice: what has come and is not yet consumed, and optionally a record of what was consumed."""
 
-    __slots__ = ("_record", "_recorded_to", "ended", "position", "text")
+    __slots__ = ("_record", "_recorded_to", "ended", "position", "run", "text")
 
     def __init__(self) -> None:
         self.text = ""
         self.position = 0  # of what comes next, in `text`
         self.ended = False  # no more text will come
+        # Of running text with nothing held: where it goes, and the characters that it goes there without.
+        self.run: tuple[Sink, frozenset[str]] | None = None
         self._record: list[str] | None = None
         self._recorded_to = 0  # place in `text`
 
@@ -175,7 +178,10 @@ class Reader:
             self.position = end + len(marker)
             if marker or self.ended:
                 return marker
+            if self.position == len(self.text):
+                self.run = sink, markers.starts
             yield
+            self.run = None
 
     def within(self, markers: Markers, sink: Sink) -> Steps[str]:
         """The same within a call, where the end of the text is a MalformedCallError."""

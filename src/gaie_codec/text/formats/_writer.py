@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import BrokenToolCall, Content, Part, Reasoning, ToolCall
-from ._reader import SPACE, Reader
+from ._reader import SPACE, Reader, Sink
 
 
 class Writer:
@@ -13,7 +13,7 @@ class Writer:
     either done or given up; giving up tells its raw text, as content if nothing was told of it yet.
     """
 
-    __slots__ = ("_after_call", "_entries", "_index", "_parallel", "_reader", "_space", "is_told")
+    __slots__ = ("_after_call", "_content_sink", "_entries", "_index", "_parallel", "_reader", "_reasoning_sink", "_space", "is_told")
 
     def __init__(self, reader: Reader, *, parallel: bool) -> None:
         self._reader = reader
@@ -24,12 +24,21 @@ class Writer:
         self._after_call = False  # only white space since the last call
         self._space: list[str] = []
         self.is_told = False  # something of the current call
+        self._content_sink, self._reasoning_sink = self.content, self.reasoning
 
     def take(self) -> list[Part]:
         """The parts since the last time."""
         parts = [_part(*entry) for entry in self._entries]
         self._entries.clear()
         return parts
+
+    def plain(self, sink: Sink, text: str) -> Part | None:
+        """What the sink would make of this text alone; None where it depends on more."""
+        if not text or self._entries:
+            return None
+        if sink == self._reasoning_sink:
+            return Reasoning(text)
+        return Content(text) if sink == self._content_sink and not self._after_call else None
 
     def reasoning(self, text: str) -> None:
         """Text of the reasoning."""
