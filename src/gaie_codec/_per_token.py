@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from .text import Content, Reasoning
+from ._choices import Delta
+from .text import Content, Reasoning, ToolCall
 
 if TYPE_CHECKING:
     from ._choices import Choice
@@ -81,6 +82,8 @@ def parsed(stages: Sequence[PartsStage], encoder: ResponseEncoder) -> Callable[[
                 return encode_text(index, part.text)
             if isinstance(part, Reasoning):
                 return encode_reasoning(index, part.text)
+            if isinstance(part, ToolCall):
+                return encode_delta(Delta(index, "", tool_calls=(part,)), None)
         return b"".join([encode_delta(delta, None) for delta in stage.delta(parts)]) if parts else b""
 
     return encode

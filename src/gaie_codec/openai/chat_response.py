@@ -46,6 +46,7 @@ class StreamEncoder:
         self._head = _sse.DATA + _encode({"id": meta.id, "object": self.object_name, "created": meta.created, "model": options.model})[:-1]
         self._prefixes: dict[int, bytes] = {}
         self._reasoning_prefixes: dict[int, bytes] = {}
+        self._arguments_prefixes: dict[int, bytes] = {}
 
     def open(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes:
         """What comes first, once the first upstream message is there."""
@@ -53,6 +54,7 @@ class StreamEncoder:
             before = b'%b,"choices":[{"index":%d,' % (self._head, index)
             self._prefixes[index] = before + self.before_text
             self._reasoning_prefixes[index] = before + b'"delta":{"reasoning":'
+            self._arguments_prefixes[index] = before + b'"delta":{"tool_calls":[{"index":'
         return self.opening(indexes, prompt_token_ids, usage)
 
     def opening(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes:
@@ -92,10 +94,20 @@ class StreamEncoder:
         """Likewise of a delta that is nothing but reasoning."""
         return b'%b%b},"logprobs":null,"finish_reason":null}]}\n\n' % (self._reasoning_prefixes[index], _encode(text))
 
+    def _arguments(self, index: int, piece: ToolCall) -> bytes:
+        """Likewise of a delta that is nothing but arguments of a tool call that was begun."""
+        return b'%b%d,"function":{"arguments":%b}}]},"logprobs":null,"finish_reason":null}]}\n\n' % (
+            self._arguments_prefixes[index],
+            piece.index,
+            _encode(piece.arguments),
+        )
+
     def delta(self, delta: Delta, usage: Usage | None) -> bytes:
         """One chunk; nothing for a delta that carries nothing."""
         if delta.finish_reason is None:
             is_plain = not (delta.reasoning or delta.tool_calls)
+            if len(delta.tool_calls) == 1 and not (self._options.is_detailed or delta.reasoning or delta.text or delta.tool_calls[0].name):
+                return self._arguments(delta.index, delta.tool_calls[0])
             if is_plain and not self._options.is_detailed:
                 return self.text(delta.index, delta.text) if delta.text else b""
             if is_plain and not (delta.text or delta.logprobs or (delta.token_ids and self._options.return_token_ids)):
