@@ -388,3 +388,29 @@ def test_any_body_is_sent_as_it_is_or_refused(path, more):
     except RequestError:
         return
     assert call.transcoder.adapter.snapshot.message("OpenAIRequest").FromString(call.message).json_body == body
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"truncate_prompt_tokens": 5},
+        {"embed_dtype": "float16"},
+        {"endianness": "big"},
+        {"normalize": False},
+        {"padding": "max_length"},
+        {"encoding_format": "bytes"},
+    ],
+)
+def test_what_vllm_embeds_by_is_refused_where_sglang_passes_over_it(fields):
+    body = json.dumps({"input": "a", **fields}).encode()
+    with pytest.raises(UnsupportedFieldError) as caught:
+        NEW.request("POST", "/v1/embeddings", (), body, request_id="r")
+    assert caught.value.param == next(iter(fields))
+    harmless = {
+        "embed_dtype": "float32",
+        "endianness": "little",
+        "normalize": True,
+        "add_special_tokens": True,
+        "encoding_format": "base64",
+    }
+    assert not NEW.request("POST", "/v1/embeddings", (), json.dumps({"input": "a", **harmless}).encode(), request_id="r").dropped

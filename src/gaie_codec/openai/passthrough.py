@@ -26,7 +26,7 @@ from .._errors import (
     code_from_server_status,
 )
 from .._events import BodyEvent, InferenceRequest, SamplingParams, Usage
-from . import chat, completions, sampling
+from . import chat, completions, embeddings, sampling
 from .endpoint import Asked, Decoded, ResponseMeta
 from .errors import encode_error
 from .fields import bool_field, decode_json_object, int_field, object_field, range_error, str_field, type_error
@@ -62,12 +62,16 @@ _GENERATES: Final = ("chat", "completions")
 _MAX_STOP_STRINGS: Final = 32  # SGLang's own limit
 _PREFIXES: Final = MappingProxyType({"chat": chat.ID_PREFIX, "completions": completions.ID_PREFIX})
 # What vLLM's endpoints know, and therefore clients may send in good faith.
-_VLLM_FIELDS: Final = chat.READ | chat.REFUSED.keys() | completions.READ | completions.REFUSED.keys()
+_VLLM_FIELDS: Final = frozenset().union(
+    *(module.READ | module.REFUSED.keys() for module in (chat, completions)), embeddings.READ, embeddings.REFUSED
+)
 # The values of vLLM's fields that ask for nothing, besides null.
 _HARMLESS: Final = MappingProxyType(
     {
         "add_generation_prompt": (None, True),
         "bad_words": (None, []),
+        "embed_dtype": (None, "float32"),
+        "endianness": (None, "native", "little"),
         "echo": (None, False),
         "include_stop_str_in_output": (None, False),
         "request_id": (None, ""),
@@ -142,6 +146,8 @@ def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] |
     ]
     if lost and not drops:
         raise UnsupportedFieldError(f"`{lost[0]}` is not known to this model server, which would pass over it", param=lost[0])
+    if kind == "embeddings" and not drops and fields.get("encoding_format") in ("bytes", "bytes_only"):
+        raise UnsupportedFieldError("this model server answers with floats or base64, not with bytes", param="encoding_format")
     model = asked.model
     name, lora_name = _decode_model(fields, asked)
     stream = bool_field(fields, "stream") if kind in _GENERATES else False
@@ -203,10 +209,10 @@ def _decode_logprobs(kind: str, fields: Mapping[str, Any]) -> int | None:
 def _asks_nothing(kind: str, name: str, value: Any, fields: Mapping[str, Any]) -> bool:
     """Whether a field that the server does not know has the value which it would have anyway."""
     if name == "add_special_tokens":
-        return value in (None, kind == "completions")
+        return value in (None, kind in ("completions", "embeddings"))
     if name == "add_generation_prompt" and fields.get("continue_final_message") is True:
         return True  # who continues a message gets no generation prompt
-    refused = completions.REFUSED if kind == "completions" else chat.REFUSED
+    refused = {"completions": completions.REFUSED, "embeddings": embeddings.REFUSED}.get(kind, chat.REFUSED)
     return value in refused.get(name, _HARMLESS.get(name, (None,)))
 
 
