@@ -30,7 +30,7 @@ TOKENIZER = load_tokenizer("builtin")
 USER = {"role": "user", "content": "Hello"}
 TOOL = {"name": "f", "description": "does f", "input_schema": {"type": "object", "properties": {"x": {"type": "number"}}}}
 CHAT_TOOL = {"type": "function", "function": {"name": "f", "description": "does f", "parameters": TOOL["input_schema"]}}
-HERMES = formats.choose_tool_format("hermes", "", "")
+HERMES = formats.TOOL_FORMATS["hermes"]
 MODEL = ModelInfo(served_model_name="sim", max_model_len=2048)
 TRANSCODER = Transcoder("vllm.engine", tokenizer=TOKENIZER, model=MODEL, tool_call_parser="none")
 TEXT = {"type": "text", "text": "Hi"}
@@ -206,7 +206,7 @@ def test_tool_choice(chat_of, choice, chosen, one) -> None:
 
 def test_a_call_that_has_no_id_gets_one_as_anthropic_has_them() -> None:
     assert decode(tools=[TOOL]).output.id_style == "anthropic"
-    mistral = msgspec.structs.replace(asked(), tool_format=formats.choose_tool_format("mistral", "", ""))
+    mistral = msgspec.structs.replace(asked(), tool_format=formats.TOOL_FORMATS["mistral"])
     body = {"model": "m", "max_tokens": 1, "messages": [USER], "tools": [TOOL]}
     assert messages.decode_request(json.dumps(body).encode(), mistral).output.id_style == "mistral", "its templates take no other"
 
