@@ -67,6 +67,7 @@ data: $(STAMP)
 	$(BIN)/python tools/compat.py write
 	$(BIN)/python tools/supported.py
 	$(BIN)/python tools/state_table.py
+	$(BIN)/python tools/formats_table.py
 
 # The lower bounds of pyproject.toml. Without the suites that need smg-grpc-proto, whose stubs want a newer protobuf.
 OLDEST_TESTS := $(filter-out $(addprefix tests/test_,e2e.py cli.py vllm_engine.py sglang_scheduler.py example_trtllm.py sim.py snapshots.py compat.py docs.py),$(wildcard tests/test_*.py))

@@ -1,6 +1,8 @@
 """Reasoning and tool calls in text: any partition tells the same, nothing is lost, nothing leaks, and vLLM tells it so too."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -451,6 +453,10 @@ def test_where_an_answer_begins():
     assert deepseek.begins_inside("<｜Assistant｜>", {"thinking": True})
     assert r1.begins_inside("<｜Assistant｜>", {"enable_thinking": False})
     assert r1.begins_inside("a turn before: </think> text <｜Assistant｜>", {})
+
+
+def test_the_tables_in_the_docs_are_current():
+    subprocess.run([sys.executable, str(Path(__file__).parents[1] / "tools" / "formats_table.py"), "--check"], check=True)
 
 
 def test_names_are_unique_and_markers_can_be_told_apart():
