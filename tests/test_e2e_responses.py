@@ -1,14 +1,18 @@
-"""`/v1/responses` for the openai SDK: through `gaie-codec serve` and a simulated server."""
+"""`/v1/responses` for the openai SDK and LangChain: through `gaie-codec serve` and a simulated server."""
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pydantic
 import pytest
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_openai import ChatOpenAI
 from openai.types.responses import Response
 
 from gaie_codec import ModelInfo
@@ -220,3 +224,23 @@ class TestParsedOutput:
         request: dict[str, Any] = {"model": "", "input": ask(text=call), "tools": [{"type": "function", **tool}]}
         with parsing.responses.stream(**request) as stream:
             assert json.loads(stream.get_final_response().output[0].arguments) == {"name": "Rome", "people": 3}
+
+    def test_langchain(self, parsing: openai.OpenAI) -> None:
+        model = ChatOpenAI(base_url=str(parsing.base_url), api_key="none", model="sim", use_responses_api=True, max_retries=0)
+        asked = ask(text="<think>hm</think>Hello there")
+        whole = model.invoke(asked)
+        streamed = functools.reduce(operator.add, model.stream(asked))
+        assert whole.text == streamed.text == "Hello there"
+        assert whole.usage_metadata == streamed.usage_metadata
+        tools = model.bind_tools([{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}])
+        conversation: list[Any] = [HumanMessage(ask(text=f"<think>hm</think>{CALLS}"))]
+        said = tools.invoke(conversation)
+        assert [call["args"] for call in said.tool_calls] == [{"city": "Rome"}, {"city": "Zürich"}]
+        assert [call["args"] for call in functools.reduce(operator.add, tools.stream(conversation)).tool_calls] == [
+            {"city": "Rome"},
+            {"city": "Zürich"},
+        ]
+        conversation += [said, *(ToolMessage("sunny", tool_call_id=call["id"]) for call in said.tool_calls)]
+        assert tools.invoke([*conversation, HumanMessage(ask(text="</think>Sun."))]).text == "Sun."
+        structured = model.with_structured_output(City).invoke(ask(text='</think>{"name": "Rome", "people": 3}'))
+        assert structured == City(name="Rome", people=3)

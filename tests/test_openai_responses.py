@@ -350,6 +350,10 @@ class TestPaths:
         assert (caught.value.http_status, caught.value.param) == (404, "response_id")
         assert caught.value.message == "Response with id 'resp_1' not found: responses are not stored here."
 
+    def test_other_paths_are_no_ids(self) -> None:
+        with pytest.raises(UnsupportedEndpointError, match="does not exist"):
+            Transcoder("vllm.engine", tokenizer=TOKENIZER).request("POST", "/v1/responses/input_tokens", {}, b"{}", request_id="r")
+
     def test_get(self) -> None:
         with pytest.raises(UnsupportedEndpointError) as caught:
             Transcoder("vllm.engine", tokenizer=TOKENIZER).request("GET", "/v1/responses", {}, b"", request_id="r")

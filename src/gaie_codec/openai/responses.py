@@ -58,6 +58,7 @@ REFUSED: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+_NO_IDS: Final = ("input_tokens", "compact")  # OpenAI's further endpoints
 _ECHOED: Final = (
     "metadata user prompt_cache_key prompt_cache_options prompt_cache_retention safety_identifier max_tool_calls reasoning text"
 ).split()
@@ -85,8 +86,10 @@ class ResponsesOptions(msgspec.Struct, frozen=True, kw_only=True):
 def check_stored(route: str) -> None:
     """Raise UnsupportedEndpointError for the path of a response that would have to be stored."""
     if route.startswith(f"{PATH}/"):
-        wanted = route.removeprefix(f"{PATH}/").partition("/")[0][:100]
-        error = UnsupportedEndpointError(f"Response with id {wanted!r} not found: responses are not stored here.")
+        wanted = route.removeprefix(f"{PATH}/").partition("/")[0]
+        if wanted in _NO_IDS:
+            return
+        error = UnsupportedEndpointError(f"Response with id {wanted[:100]!r} not found: responses are not stored here.")
         error.param = "response_id"
         raise error
 

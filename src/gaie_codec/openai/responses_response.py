@@ -6,7 +6,7 @@ Both encoders keep the same `OutputItems`; the stream also sends what they tell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -85,7 +85,7 @@ class StreamEncoder(_Encoder):
     def __init__(self, options: ResponsesOptions, meta: ResponseMeta) -> None:
         super().__init__(options, meta)
         self._number = 0
-        self._spliced: Item | None = None  # whose deltas `_before` is for
+        self._spliced: Item | None = None  # the item whose deltas begin with `_before`
         self._before = b""
 
     def open(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes:
@@ -95,11 +95,21 @@ class StreamEncoder(_Encoder):
 
     def text(self, index: int, text: str) -> bytes:
         """The per-token path: a delta that is nothing but text, for options without `is_detailed`."""
-        return self._splice(text, "message", b"response.output_text.delta", b',"logprobs":[]}\n\n', self._items.text)
+        item = self._spliced
+        if item is None or item is not self._items.current or item.kind != "message":
+            return self._begin(text, "response.output_text.delta", self._items.text)
+        item.pieces.append(text)
+        self._number += 1
+        return b'%b%d,"delta":%b,"logprobs":[]}\n\n' % (self._before, self._number - 1, _encode(text))
 
     def reasoning(self, index: int, text: str) -> bytes:
         """Likewise of a delta that is nothing but reasoning."""
-        return self._splice(text, "reasoning", b"response.reasoning_text.delta", b"}\n\n", self._items.reasoning)
+        item = self._spliced
+        if item is None or item is not self._items.current or item.kind != "reasoning":
+            return self._begin(text, "response.reasoning_text.delta", self._items.reasoning)
+        item.pieces.append(text)
+        self._number += 1
+        return b'%b%d,"delta":%b}\n\n' % (self._before, self._number - 1, _encode(text))
 
     def delta(self, delta: Delta, usage: Usage | None) -> bytes:
         """What the delta tells; with the last one the ends of what is open."""
@@ -122,19 +132,16 @@ class StreamEncoder(_Encoder):
         own = {"code": code, "message": told["message"], "param": told["param"], "error": told}
         return self._events([("response.failed", {"response": failed}), ("error", own)])
 
-    def _splice(self, text: str, kind: str, name: bytes, after: bytes, receive: Any) -> bytes:
-        item = self._items.grow(kind, text)
-        if item is None:
-            events: list[Event] = []
-            receive(text, events)
-            return self._events(events)
-        if item is not self._spliced:
+    def _begin(self, text: str, name: str, receive: Callable[[str, list[Event]], None]) -> bytes:
+        """Text of an item whose events are not spliced yet. They are from here on, if it is one already."""
+        events: list[Event] = []
+        receive(text, events)
+        item = self._items.current
+        if events and item is not None:
             self._spliced = item
             where = _encode(item.where_part)[1:-1]
-            self._before = b'event: %b\ndata: {"type":"%b",%b,"sequence_number":' % (name, name, where)
-        number = self._number
-        self._number = number + 1
-        return b'%b%d,"delta":%b%b' % (self._before, number, _encode(text), after)
+            self._before = b'event: %b\ndata: {"type":"%b",%b,"sequence_number":' % (name.encode(), name.encode(), where)
+        return self._events(events)
 
     def _events(self, events: Sequence[Event]) -> bytes:
         parts = []
