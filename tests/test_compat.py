@@ -416,11 +416,12 @@ def test_it_agrees_with_what_requests_meet() -> None:
             adapter = adapters.get(load(dialect))
             is_refused = treatment(adapter, row).kind == "refused"
             can = [verdict.can for verdict in found.verdicts if verdict.dialect == dialect]
-            assert is_refused or found.gateway or any(can) or row == "n", (row, dialect)
+            by_other_means = ("n", "bad_words", "session_id")  # several calls; as ids; a hint
+            assert is_refused or found.gateway or any(can) or row in by_other_means, (row, dialect)
             if " " not in row:  # which is one value of a field that is otherwise sent
                 assert not is_refused or found.refused or not all(can), (row, dialect)
             assert not (is_refused and found.gateway), (row, dialect)
-    assert "yet" in compat.explain("thinking_token_budget").refused
+    assert "yet" in compat.explain("vllm_xargs").refused
     assert "/v1/completions" in compat.explain("prompt_embeds").refused
     assert "yet" in as_text(report.of_explanations([compat.explain("suffix")]))
     assert "emulated: sampling_params.regex" in as_text(report.of_explanations([compat.explain("constraint.choice")]))

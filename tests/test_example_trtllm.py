@@ -153,7 +153,7 @@ def test_every_openai_request_is_sent_or_refused_by_name(body):
 
 
 def test_a_field_that_the_wire_has_not_is_refused_by_name():
-    for name, value in {"logit_bias": {"5": 1}, "priority": 1, "cache_salt": "x", "allowed_token_ids": [1], "seed": -1}.items():
+    for name, value in {"logit_bias": {"5": 1}, "priority": 1, "cache_salt": "x", "allowed_token_ids": [1], "seed": -2}.items():
         with pytest.raises(RequestError) as caught:
             ask(max_tokens=5, **{name: value})
         assert caught.value.param == name

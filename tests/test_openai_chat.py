@@ -17,6 +17,7 @@ from gaie_codec import (
 from gaie_codec.openai import chat
 from gaie_codec.openai.chat import ChatOptions
 from gaie_codec.openai.endpoint import Asked
+from gaie_codec.openai.policy import CHAT_TYPES
 from gaie_codec.tokenizer_sources import load_tokenizer
 
 TOKENIZER = load_tokenizer("builtin")
@@ -57,15 +58,9 @@ def test_any_unicode_encoding_of_json(encoding):
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"{",
-        b"\0",
-        b"{'messages': []}",
-        b'{"messages": [], }',
         b'{"a": "\xff"}',
         "{}".encode("utf-16")[:-1],
         b'{"stop": "\\ud800"}',
-        b'{"temperature": NaN}',
         b'{"a":' * 100_000,
         b"[" * 100_000 + b"]" * 100_000,
         b'{"seed": ' + b"9" * 5000 + b"}",
@@ -75,6 +70,34 @@ def test_what_is_no_json(body):
     error = refused(MalformedRequestError, body)
     assert error.message.startswith("There was an error parsing the body")
     assert len(error.message) < 200
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "expected"),
+    [
+        (b"{", 1, "Expecting property name enclosed in double quotes"),
+        (b"\0", 0, "Expecting value"),
+        (b"{'SECRET': []}", 1, "Expecting property name enclosed in double quotes"),
+        (b'{"messages": []} xyz', 17, "Extra data"),
+    ],
+)
+def test_where_the_json_is_wrong(body, place, expected):
+    error = refused(MalformedRequestError, body)
+    assert (error.param, error.error_type) == (f"body.{place}", "Bad Request")
+    told = f"'loc': 'body.{place}', 'msg': 'JSON decode error', 'ctx': {{'error': {expected!r}}}"
+    assert error.message == f"1 validation error:\n  {{'type': 'json_invalid', {told}}}"
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e400"])
+def test_what_is_no_finite_number_is_out_of_its_fields_range(number):
+    error = refused(MalformedRequestError, b'{"messages": [{"role": "user", "content": "x"}], "temperature": %b}' % number)
+    assert error.param == "temperature"
+    assert error.message.startswith("temperature must be a finite number, got ")
+
+
+@pytest.mark.parametrize("body", [b"", b"null"])
+def test_no_body(body):
+    assert "Field required" in refused(MalformedRequestError, body).message
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b'"messages"', b"5"])
@@ -116,11 +139,13 @@ def test_the_last_of_several_equal_keys_counts():
         ("top_k", 5.0, 5),
         ("top_k", True, 1),
         ("top_k", " 5 ", 5),
+        ("top_k", "5.0", 5),
         ("top_k", None, 0),
         ("top_k", -1, 0),
         ("n", None, 1),
         ("n", 3.0, 3),
         ("seed", "-7", -7),
+        ("seed", -1, None),
         ("seed", None, None),
         ("min_p", "0.25", 0.25),
         ("frequency_penalty", -2, -2.0),
@@ -130,12 +155,10 @@ def test_the_last_of_several_equal_keys_counts():
         ("ignore_eos", "OFF", False),
         ("ignore_eos", 1, True),
         ("ignore_eos", 0.0, False),
-        ("ignore_eos", None, False),
         ("skip_special_tokens", None, True),
         ("skip_special_tokens", "f", False),
         ("spaces_between_special_tokens", False, False),
         ("include_stop_str_in_output", True, True),
-        ("min_tokens", None, 0),
         ("stop", None, ()),
         ("stop", "a", ("a",)),
         ("stop", ["a", "b"], ("a", "b")),
@@ -160,7 +183,7 @@ def test_scalars_are_taken_leniently(field, sent, value):
         ("temperature", "hot", "body.temperature"),
         ("temperature", [], "body.temperature"),
         ("top_k", 1.5, "body.top_k"),
-        ("top_k", "1.0", "body.top_k"),
+        ("top_k", "1.5", "body.top_k"),
         ("top_k", "", "body.top_k"),
         ("top_k", {}, "body.top_k"),
         ("n", "many", "body.n"),
@@ -169,16 +192,16 @@ def test_scalars_are_taken_leniently(field, sent, value):
         ("stream", [], "body.stream"),
         ("model", 5, "body.model"),
         ("stop", 5, "body.stop"),
-        ("stop", ["a", 5], "body.stop.1"),
+        ("stop", ["a", 5], "body.stop"),
         ("stop", ["a", "b", "c", "d", "e"], "body.stop"),
-        ("stop", [""], "stop"),
-        ("stop", "", "stop"),
+        ("stop", [""], None),
+        ("stop", "", None),
         ("stop_token_ids", 5, "body.stop_token_ids"),
         ("stop_token_ids", [None], "body.stop_token_ids.0"),
         ("stop_token_ids", [-1], "stop_token_ids"),
         ("stop_token_ids", [TOKENIZER.vocab_size], "stop_token_ids"),
         ("allowed_token_ids", [], "allowed_token_ids"),
-        ("bad_words", [""], "bad_words"),
+        ("bad_words", [""], None),
         ("bad_words", [5], "body.bad_words.0"),
         ("logit_bias", {"a": 1}, "logit_bias"),
         ("logit_bias", {"5": None}, "body.logit_bias.5"),
@@ -191,15 +214,15 @@ def test_scalars_are_taken_leniently(field, sent, value):
         ("temperature", -0.1, "temperature"),
         ("temperature", 2.1, "temperature"),
         ("temperature", "nan", "temperature"),
-        ("temperature", 10**400, "temperature"),
+        ("temperature", 10**400, "body.temperature"),
         ("top_p", 0, "top_p"),
         ("top_p", 1.1, "top_p"),
         ("top_p", "nan", "top_p"),
-        ("top_k", -2, "top_k"),
-        ("n", 16385, "n"),
+        ("top_k", -2, None),
+        ("n", 16385, None),
         ("max_tokens", 0, "max_tokens"),
         ("max_completion_tokens", 0, "max_tokens"),
-        ("min_tokens", -1, "min_tokens"),
+        ("min_tokens", -1, None),
         ("truncate_prompt_tokens", -2, "body.truncate_prompt_tokens"),
         ("truncation_side", "middle", "body.truncation_side"),
         ("top_logprobs", 3, "top_logprobs"),
@@ -209,7 +232,17 @@ def test_scalars_are_taken_leniently(field, sent, value):
         ("cache_salt", "x" * 129, "cache_salt"),
         ("kv_transfer_params", "{}", "body.kv_transfer_params"),
         ("chat_template_kwargs", [], "body.chat_template_kwargs"),
-        ("chat_template_kwargs", {"chat_template": "{{ secrets }}"}, "chat_template_kwargs.chat_template"),
+        ("chat_template_kwargs", {"chat_template": "{{ secrets }}"}, None),
+        ("chat_template", "{{ secrets }}", None),
+        ("ignore_eos", None, "body.ignore_eos"),
+        ("min_tokens", None, "body.min_tokens"),
+        ("reasoning_effort", "much", "body.reasoning_effort"),
+        ("thinking_token_budget", True, "thinking_token_budget"),
+        ("stream_interval", 0, "body.stream_interval"),
+        ("watermarking", "perhaps", "body.watermarking"),
+        ("ec_transfer_params", [], "body.ec_transfer_params"),
+        ("repetition_detection", {"max_pattern_size": -1}, None),
+        ("documents", [{"title": 1}], "body.documents.0"),
         ("documents", {}, "body.documents"),
         ("documents", ["text"], "body.documents.0"),
         ("request_id", "x" * 1025, "request_id"),
@@ -217,7 +250,7 @@ def test_scalars_are_taken_leniently(field, sent, value):
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(field, sent, param):
-    with pytest.raises(MalformedRequestError if param != "chat_template_kwargs.chat_template" else UnsupportedFieldError) as caught:
+    with pytest.raises(MalformedRequestError) as caught:
         decode({field: sent})
     assert caught.value.param == param
     assert caught.value.http_status == 400
@@ -231,7 +264,7 @@ def test_what_does_not_fit_is_refused_by_name(field, sent, param):
         ({"frequency_penalty": 2.5}, "frequency_penalty must be in [-2, 2]"),
         ({"presence_penalty": "nan"}, "presence_penalty must be in [-2, 2]"),
         ({"repetition_penalty": 0}, "repetition_penalty must be greater than zero"),
-        ({"repetition_penalty": "inf"}, "repetition_penalty must be greater than zero"),
+        ({"repetition_penalty": "inf"}, "repetition_penalty must be a finite number"),
         ({"n": 0}, "n must be at least 1"),
         ({"n": 2, "temperature": 0}, "n must be 1 when using greedy sampling"),
         ({"min_tokens": 6, "max_tokens": 5}, "min_tokens must be less than or equal to max_tokens=5"),
@@ -490,7 +523,7 @@ def test_the_end_of_the_prompt():
         ([{"role": "assistant", "tool_calls": [{}]}], "body.messages.0.tool_calls.0.function"),
         ([{"role": "assistant", "tool_calls": [tool_call(5)]}], "body.messages.0.tool_calls.0.function.arguments"),
         ([{"role": "assistant", "tool_calls": [tool_call("{")]}], "messages.0.tool_calls.0.function.arguments"),
-        ([], "messages"),
+        ([], None),
     ],
 )
 def test_messages_that_are_none(messages, param):
@@ -548,16 +581,42 @@ def test_tools_without_a_choice_only_change_the_prompt(choice):
 
 @pytest.mark.parametrize("name", sorted(chat.ADVISORY))
 def test_advisory_fields_are_accepted_and_change_nothing(name):
-    decoded = decode({name: {"any": ["thing"]}})
+    decoded = decode({name: {"user": "me", "length_penalty": 2}.get(name, {"any": ["thing"]})})
     assert decoded == decode()
     assert decoded.ignored == ()
 
 
 @pytest.mark.parametrize("name", sorted(chat.REFUSED))
 def test_fields_that_would_change_the_output_are_refused_by_name(name):
-    assert refused(UnsupportedFieldError, {name: "something"}).param == name
+    assert refused(UnsupportedFieldError, {name: ASKING_IN_VAIN.get(name, True)}).param == name
     for harmless in chat.REFUSED[name]:
-        assert decode({name: harmless}) == decode()
+        if harmless is not None or CHAT_TYPES[name][1]:
+            assert decode({name: harmless}) == decode()
+    asked = Asked(request_id="host", tokenizer=TOKENIZER, model=PLAIN, drops=True)
+    dropped = chat.decode_request(json.dumps({"messages": [USER], name: ASKING_IN_VAIN.get(name, True)}).encode(), asked)
+    assert dropped.ignored == (name,)
+    assert dropped.prompts == decode().prompts
+
+
+ASKING_IN_VAIN = {
+    "logprob_token_ids": [5],
+    "repetition_detection": {"max_pattern_size": 3, "min_count": 2},
+    "vllm_xargs": {"a": 1},
+}
+
+
+def test_booleans_that_ask_for_nothing_may_be_said_in_other_words():
+    assert decode({"use_beam_search": "no", "repetition_detection": {"max_pattern_size": 0}}) == decode()
+
+
+def test_options_of_structured_outputs_are_refused_by_name():
+    outputs = {"json": {}, "whitespace_pattern": " ", "disable_any_whitespace": True}
+    error = refused(UnsupportedFieldError, structured_outputs=outputs)
+    assert error.param == "structured_outputs.disable_any_whitespace"
+    asked = Asked(request_id="host", tokenizer=TOKENIZER, model=PLAIN, drops=True)
+    decoded = chat.decode_request(json.dumps({"messages": [USER], "structured_outputs": outputs}).encode(), asked)
+    assert decoded.ignored == ("structured_outputs.disable_any_whitespace", "structured_outputs.whitespace_pattern")
+    assert decoded.inference.sampling.constraint == Constraint(kind="json_schema", value="{}")
 
 
 def test_unknown_fields_are_accepted_and_reported():
@@ -608,7 +667,14 @@ def test_every_field_is_in_one_table():
     assert not chat.ADVISORY & set(chat.REFUSED)
 
 
-READ_BUT_INVISIBLE_IN_THE_REQUEST = {"messages", "model", "request_id"}  # see the tests above; every request has them
+READ_BUT_INVISIBLE_IN_THE_REQUEST = {
+    "messages",
+    "model",
+    "request_id",
+    "chat_template",
+    "include_reasoning",
+    "parallel_tool_calls",
+}  # see the tests above; every request has them
 ASKING = {
     "stream": True,
     "stream_options": {"include_usage": True},
@@ -650,6 +716,10 @@ ASKING = {
     "logit_bias": {"5": 1},
     "bad_words": ["x"],
     "allowed_token_ids": [5],
+    "thinking_token_budget": 5,
+    "stream_interval": 5,
+    "watermarking": True,
+    "ec_transfer_params": {"a": 1},
     "response_format": {"type": "json_object"},
     "structured_outputs": {"regex": "a"},
     "echo": True,

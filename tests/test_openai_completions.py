@@ -62,7 +62,7 @@ def wire(*events):
         (["Hello", "a b"], [ids("Hello"), ids("a b")]),
         ([5, 6, 7], [[5, 6, 7]]),
         ([[5, 6], [7]], [[5, 6], [7]]),
-        (["Hello", [7]], [ids("Hello"), [7]]),
+        ([5.0, "6"], [[5, 6]]),
     ],
 )
 def test_prompts(prompt, token_ids):
@@ -81,18 +81,19 @@ def test_special_tokens_are_added_unless_not_wanted():
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        (None, "Field required"),
+        (None, "non-empty"),
         (5, "valid string"),
         ({}, "valid string"),
-        ([], "non-empty"),
+        ([], "at least one prompt"),
         ("", "empty"),
         ([[]], "empty"),
-        ([{}], "valid string or a list"),
-        ([["a"]], "valid string or a list"),
-        ([5, "a"], "valid string or a list"),
-        ([TOKENIZER.vocab_size], "out of vocabulary"),
-        ([[-1]], "out of vocabulary"),
-        (["a"] * 1025, "at most 1024 prompts"),
+        ([{}], "'loc': 'body.prompt.0', 'msg': 'Input should be a valid list'"),
+        ([["a"]], "'loc': 'body.prompt.0.0', 'msg': 'Input should be a valid integer"),
+        ([5, "a"], "'loc': 'body.prompt.1', 'msg': 'Input should be a valid integer"),
+        (["Hello", [7]], "'loc': 'body.prompt.1', 'msg': 'Input should be a valid string'"),
+        ([TOKENIZER.vocab_size], f"Token id {TOKENIZER.vocab_size} is out of vocabulary"),
+        ([[-1]], "greater than or equal to 0"),
+        (["a"] * 1025, "maximum allowed count of 1024"),
     ],
 )
 def test_prompts_that_are_none(prompt, words):
@@ -294,7 +295,7 @@ def test_ids_for_texts():
 
 
 def test_echo_begins_the_first_chunk_of_each_choice():
-    fields = {"prompt": ["Hello", [*ABC[:2]]], "n": 2, "echo": True}
+    fields = {"prompt": [ids("Hello", special=False), [*ABC[:2]]], "n": 2, "echo": True}
     streams = [
         [
             wire(

@@ -126,7 +126,7 @@ def test_choices_have_a_field_only_in_the_newest():
     [
         ({"bad_words": ["x"]}, "bad_words"),
         ({"allowed_token_ids": [5]}, "allowed_token_ids"),
-        ({"session_id": "s"}, "session_id"),
+        ({"thinking_token_budget": 5}, "thinking_token_budget"),
         ({"kv_transfer_params": {"a": 1}}, "kv_transfer_params"),
     ],
 )

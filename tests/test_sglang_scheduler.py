@@ -143,7 +143,7 @@ def test_biases_are_keyed_by_text():
         ({"allowed_token_ids": [5]}, "allowed_token_ids"),
         ({"priority": 5}, "priority"),
         ({"cache_salt": "s"}, "cache_salt"),
-        ({"session_id": "s"}, "session_id"),
+        ({"thinking_token_budget": 5}, "thinking_token_budget"),
         ({"kv_transfer_params": {"a": 1}}, "kv_transfer_params"),
     ],
 )

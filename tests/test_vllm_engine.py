@@ -227,7 +227,8 @@ NOT_YET = {
 
 def test_what_older_snapshots_do_not_carry():
     for name, adapter in ADAPTERS.items():
-        assert NEW.carries - adapter.carries == NOT_YET.get(name, set())
+        assert NEW.carries - adapter.carries - {"grammar_from_first_token"} == NOT_YET.get(name, set())
+        assert ("grammar_from_first_token" in adapter.carries) == (name == "smg-0.4.28")
         assert adapter.carries <= NEW.carries
         assert not carries(adapter, "bad_words")
         assert not carries(adapter, "allowed_token_ids")

@@ -122,8 +122,11 @@ def test_ids_are_asked_for_with_log_probabilities(adapter):
 
 
 NEW_FIELDS = {
+    "0.26.0": {"ec_transfer_params"},
     "0.28.0": {"data_parallel_rank", "session_id", "media", "media.uuid", "skip_special_tokens"},
     "0.29.0": {"lora_name"},
+    "0.30.0": {"watermarking"},
+    "0.32.0": {"bad_words_token_ids", "grammar_from_first_token", "thinking_token_budget"},
 }
 
 
@@ -138,13 +141,14 @@ def test_what_older_snapshots_cannot_say():
 @pytest.mark.parametrize(
     ("name", "value", "first", "param"),
     [
-        ("session_id", "s", "0.28.0", "session_id"),
         ("media", (Media(kind="image", url="https://host/a"),), "0.28.0", "messages"),
         ("lora_name", "l", "0.29.0", "model"),
         ("data_parallel_rank", 0, "0.28.0", "x-data-parallel-rank"),
         ("priority", -3, None, None),
         ("cache_salt", "s", None, None),
         ("kv_transfer_params", '{"a":1}', None, None),
+        ("ec_transfer_params", '{"a":1}', "0.26.0", "ec_transfer_params"),
+        ("watermarking", True, "0.30.0", "watermarking"),
     ],
 )
 @everywhere

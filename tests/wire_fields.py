@@ -189,7 +189,6 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "GenerateRequest": {
             "tokenized.original_text": "For the server's log; the ids decide.",
             "sampling_params.truncate_prompt_tokens": "The prompt is truncated before it is sent.",
-            "sampling_params.grammar_from_first_token": _REASONING,
             "kv_transfer_params": "The typed form of kv_transfer_params_json, which says more.",
             "mm_inputs": "Text only.",
             "extra_mm_inputs": "Text only.",
@@ -205,17 +204,13 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "vllm.inference": {
         "GenerateRequest": {
             "truncate_prompt_tokens": "The prompt is truncated before it is sent.",
-            "watermarking": _OPAQUE,
             "kv_hints": _HINTS,
-            "engine_reasoning_gate": _REASONING,
-            "decoding.bad_words_token_ids": "bad_words are texts, and vLLM makes of each two lists of ids, which this gateway does not.",
-            "stopping.thinking_token_budget": _REASONING,
+            "engine_reasoning_gate.chat_template_kwargs": _REASONING,
             "response.prompt_token_ids": "The gateway has them; they come with log probabilities of the prompt.",
             "response.output_text": "Always asked for: the gateway needs the text.",
             "response.prompt_candidates.token_ids.ids": _BY_IDS,
             "response.output_candidates.token_ids.ids": _BY_IDS,
             "kv.bypass_prefix_cache": "No request asks for it.",
-            "kv.ec_transfer_params": _DISAGGREGATION,
             "media.mime_type": "Of raw bytes, which are not sent.",
             **{
                 f"media.features.{name}": "Preprocessed media are not sent."
@@ -234,7 +229,6 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "GenerateRequest": {
             "tokenized.original_text": "For the server's log; the ids decide.",
             "mm_inputs": "Text only.",
-            "sampling_params.stream_interval": "How often to send: no request asks for it.",
             "sampling_params.custom_params": _OPAQUE,
             "token_ids_logprob": _BY_IDS,
             "return_hidden_states": _HIDDEN,
@@ -280,7 +274,6 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "top_logprobs_num.many.items": _MANY,
             "lora_path.many.items": _MANY,
             "sampling_params.one.stop_regex": "No endpoint has stop patterns.",
-            "sampling_params.one.stream_interval": "How often to send: no request asks for it.",
             "sampling_params.one.custom_params": _OPAQUE,
             "sampling_params.one.beam_width": "Refused by name: use_beam_search.",
             "sampling_params.one.watermark": _OPAQUE,

@@ -49,8 +49,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     include_stop_str_in_output: bool = False
     logit_bias: dict[int, float] = {}
     bad_words: tuple[str, ...] = ()
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()  # the same, for a server that has no tokenizer
     allowed_token_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
+    grammar_from_first_token: bool = False  # the constraint holds in the reasoning too
+    thinking_token_budget: int | None = None
+    stream_interval: int | None = None  # tokens in a message of the stream
 
 
 class Media(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,6 +84,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     lora_name: str = ""  # as the model server knows the adapter: its name, or an id where the wire takes ids
     data_parallel_rank: int | None = None
     kv_transfer_params: str = ""  # JSON text
+    ec_transfer_params: str = ""  # JSON text, of an encoder's cache
+    watermarking: bool | None = None
     session_id: str = ""
     media: tuple[Media, ...] = ()
     trace_headers: dict[str, str] = {}  # trace context and what else goes along as metadata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,8 @@ _REQUEST_DEFAULTS: Final = InferenceRequest(request_id="")
 _SAMPLING_DEFAULTS: Final = SamplingParams()
 _OF_MEDIA: Final = ("media.detail", "media.uuid")
 _NAMES: Final = {
+    "bad_words_token_ids": "bad_words",
+    "grammar_from_first_token": "include_reasoning",
     "lora_name": "model",
     "media": "messages",
     "media.detail": "messages",
@@ -26,6 +29,8 @@ _NAMES: Final = {
     "prompt_token_ids": "prompt",
     "data_parallel_rank": "x-data-parallel-rank",
 }
+# Hints: a server that cannot be told them does the same, so they are left out and reported.
+ADVISORY: Final = ("session_id",)
 # What the gateway does with a text that it makes itself, and cannot do with the server's; and media, which stand for tokens.
 _OF_IDS: Final = ("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output", "media")
 
@@ -44,6 +49,10 @@ def fit(adapter: Adapter, request: InferenceRequest, *, drops: bool) -> tuple[In
     if request.prompt_text is not None and adapter.answers_text_with_text:
         carries = carries.difference(_OF_IDS)
     request, lost = _carried(adapter, request, carries | {"n"}, drops=drops)
+    highest = adapter.ranges.get("top_k", (0, math.inf))[1]
+    if request.sampling.top_k > highest:
+        # No vocabulary has so many: it cuts off nothing, and so does the highest.
+        request = msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, top_k=int(highest)))
     _check_ranges(request, adapter.ranges)
     if request.sampling.max_tokens is None and adapter.default_max_tokens is not None:
         raise MalformedRequestError(
@@ -75,12 +84,16 @@ def _check_ranges(request: InferenceRequest, ranges: Mapping[str, tuple[float, f
 
 def _carried(adapter: Adapter, request: InferenceRequest, carries: Set[str], *, drops: bool) -> tuple[InferenceRequest, tuple[str, ...]]:
     """The request without what is not in `carries`, and the OpenAI names of that. Raises UnsupportedFieldError unless `drops`."""
+    if request.watermarking is False and "watermarking" not in carries:
+        # Servers whose wire has no word for watermarks make none.
+        request = msgspec.structs.replace(request, watermarking=None)
     lost = [name for name in asked_for(request) if name not in carries]
     if lost:
-        if not drops:
+        missing = [name for name in lost if name not in ADVISORY]
+        if missing and not drops:
             raise UnsupportedFieldError(
-                f"`{_openai_name(lost[0])}` cannot be sent to this model server ({adapter.dialect}, snapshot {adapter.snapshot.name})",
-                param=_openai_name(lost[0]),
+                f"`{_openai_name(missing[0])}` cannot be sent to this model server ({adapter.dialect}, snapshot {adapter.snapshot.name})",
+                param=_openai_name(missing[0]),
             )
         request = _without(request, lost)
     return request, tuple(_openai_name(name) for name in lost)

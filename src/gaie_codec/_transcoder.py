@@ -148,9 +148,9 @@ class Transcoder:
         if body_path is None and (endpoint is None or self.tokenizer is None):
             responses.check_stored(route)
             known = "is not supported" if route in _OTHER_PATHS or route in ENDPOINTS or route in _local.PATHS else "does not exist"
-            raise UnsupportedEndpointError(f"the endpoint {route[:100]!r} {known}; there is {', '.join(self.paths)}")
+            raise UnsupportedEndpointError(f"Not Found: the endpoint {route[:100]!r} {known}; there is {', '.join(self.paths)}")
         if method != "POST":
-            raise UnsupportedEndpointError(f"{route} takes POST", http_status=405, allow="POST")
+            raise UnsupportedEndpointError(f"Method Not Allowed: {route} takes POST", http_status=405, allow="POST")
         self._check_size(body)
         fields = as_mapping(headers)
         _check_content(fields)
@@ -163,6 +163,7 @@ class Transcoder:
             rewritten_model=model,
             tool_format=self.tool_format,
             reasoning_format=self.reasoning_format,
+            drops=self.unsupported == "drop",
             accepts_media=self._accepts_media,
         )
         if body_path is not None and kind is not None:
@@ -223,6 +224,8 @@ class Transcoder:
         dropped: tuple[str, ...] = ()
         for prompt in decoded.prompts:
             whole = msgspec.structs.replace(prompt, data_parallel_rank=rank, trace_headers=trace)
+            if whole.sampling.bad_words and self.tokenizer is not None and "bad_words_token_ids" in self.adapter.carries:
+                whole = msgspec.structs.replace(whole, sampling=sampling.tokenize_bad_words(whole.sampling, self.tokenizer))
             fitted, dropped = (fit_embedding if endpoint.embeds else fit)(self.adapter, whole, drops=self.unsupported == "drop")
             prompts.append(fitted)
         if endpoint.embeds:
@@ -272,8 +275,12 @@ def _is_skipped(tokenizer: Tokenizer | None, text: str) -> bool:
 def _check_content(headers: Mapping[str, str]) -> None:
     content_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type != "application/json":
-        raise MalformedRequestError(
-            "Unsupported Media Type: Only 'application/json' is allowed; send content-type: application/json", param="content-type"
-        )
+        error = MalformedRequestError("1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed")
+        error.error_type = "Bad Request"
+        raise error
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        raise MalformedRequestError("a compressed body is not supported; send it without content-encoding", param="content-encoding")
+        error = MalformedRequestError(
+            "There was an error parsing the body: it is compressed; send it without content-encoding", param="content-encoding"
+        )
+        error.error_type = "Bad Request"
+        raise error

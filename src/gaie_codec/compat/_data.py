@@ -454,7 +454,7 @@ MATRIX: Final = rb"""
   {"names": ["chat_template_kwargs", "documents", "add_generation_prompt", "continue_final_message", "reasoning_effort"], "why": "They shape the prompt, which the gateway renders."},
   {"names": ["add_special_tokens", "truncate_prompt_tokens", "truncation_side"], "why": "The gateway makes the ids."},
   {"names": ["stream_options", "echo", "return_prompt_text", "return_tokens_as_token_ids"], "why": "It shapes the answer, which the gateway writes."},
-  {"names": ["user", "metadata", "store", "service_tier", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "verbosity", "mm_payload"], "why": "They advise the provider and change nothing in what is generated."}
+  {"names": ["user", "metadata", "store", "length_penalty", "service_tier", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "verbosity", "mm_payload"], "why": "They advise the provider and change nothing in what is generated."}
  ]
 }
 """

@@ -33,6 +33,7 @@ NEUTRAL_FIELDS: Final = (
 
 _UNLESS: Final = "unless JSON is passed through to a server that knows it (sglang.runtime)."
 _REFUSED: Final = f"Refused by name, as the gateway does not support it yet, {_UNLESS}"
+_REFUSED_TEMPLATE: Final = "Refused as untrusted: the model has a template, and there is no option to trust another."
 _REFUSED_COMPLETIONS: Final = f"In /v1/completions it is refused by name, as the gateway does not support it there yet, {_UNLESS}"
 
 
@@ -118,6 +119,8 @@ def explain(field: str, *, dialect: str | None = None, snapshot: str | None = No
         load(dialect, snapshot)  # raises for what does not exist
     wanted = field.strip().lower()
     refused = _REFUSED if wanted in chat.REFUSED else _REFUSED_COMPLETIONS if wanted in completions.REFUSED else ""
+    if wanted == "chat_template":
+        refused = _REFUSED_TEMPLATE
     if refused and wanted not in NEUTRAL_FIELDS:
         return Explanation(field=field, neutral=(), refused=refused)
     names, gateway = _neutral(field)

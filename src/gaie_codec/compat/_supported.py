@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from .. import adapters
+from .. import _fit, adapters
 from ..adapters.base import Adapter
 from ..openai import chat, completions, embeddings
 from ..snapshots import SNAPSHOTS, load
@@ -83,15 +83,21 @@ def treatment(adapter: Adapter, field: str, *, passthrough: bool = False) -> Tre
         return _passed(adapter, field, name)
     if field in chat.ADVISORY:
         return Treatment("advisory")
+    if field == "chat_template":
+        return Treatment("refused", "not trusted, as by vLLM without its option")
     if field in chat.REFUSED:
         return Treatment("refused", "not supported by the gateway yet")
     if field in _GATEWAY:
         return Treatment("gateway")
     neutral = _NEUTRAL.get(field, field)
+    if field == "bad_words" and "bad_words_token_ids" in adapter.sends:
+        neutral = "bad_words_token_ids"
     if neutral in adapter.sends:
         return Treatment("sent", adapter.sends[neutral])
     if neutral in adapter.emulates:
         return Treatment("emulated", adapter.emulates[neutral])
+    if neutral in _fit.ADVISORY:
+        return Treatment("advisory", "reported as dropped")
     return Treatment("several calls", "one for each choice") if neutral == "n" else Treatment("refused")
 
 

@@ -7,16 +7,15 @@ output in a way that this codec does not have yet (refused by name). What no tab
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from .._errors import MalformedRequestError, UnsupportedFieldError, UsageError
-from .._events import InferenceRequest, Media
-from . import sampling
+from .._errors import MalformedRequestError, UsageError
+from .._events import InferenceRequest, Media, ModelInfo
+from . import policy, sampling
 from .endpoint import Asked, Decoded
-from .fields import bool_field, decode_json_object, int_field, object_field, type_error
+from .fields import bool_field, decode_json_object, int_field, literal_fault, object_field, type_error, type_errors
 from .logprobs import decode_chat_logprobs, decode_prompt_logprobs, decode_shows_ids
 from .messages import decode_messages
 from .request import (
@@ -41,33 +40,14 @@ READ: Final = sampling.FIELDS | frozenset(
     (
         "model messages request_id stream stream_options logprobs top_logprobs max_completion_tokens return_token_ids documents"
         " add_generation_prompt continue_final_message add_special_tokens chat_template_kwargs reasoning_effort tools tool_choice"
-        " truncate_prompt_tokens truncation_side priority cache_salt kv_transfer_params session_id parallel_tool_calls include_reasoning"
-        " echo prompt_logprobs return_prompt_text return_tokens_as_token_ids"
+        " truncate_prompt_tokens truncation_side priority cache_salt kv_transfer_params ec_transfer_params watermarking session_id"
+        " parallel_tool_calls include_reasoning chat_template echo prompt_logprobs return_prompt_text return_tokens_as_token_ids"
     ).split()
 )
 
-# They change nothing in what this gateway and its model servers generate.
-ADVISORY: Final = frozenset(
-    ("user metadata store service_tier prediction verbosity prompt_cache_key prompt_cache_retention safety_identifier mm_payload").split()
-)
-
-# Field -> the values that ask for nothing. Any other value is refused.
-REFUSED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
-    {
-        "chat_template": (None,),
-        "ec_transfer_params": (None,),
-        "logprob_token_ids": (None,),
-        "repetition_detection": (None,),
-        "return_token_offsets": (None, False),
-        "return_weight_versions": (None, False),
-        "routed_experts_prompt_start": (None, 0),
-        "stream_interval": (None,),
-        "thinking_token_budget": (None, -1),
-        "use_beam_search": (None, False),
-        "vllm_xargs": (None,),
-        "watermarking": (None, False),
-    }
-)
+ADVISORY: Final = policy.ADVISORY
+REFUSED: Final = policy.REFUSED
+EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 # A template sees these already under a name of its own; a client must not replace them.
 _RESERVED_TEMPLATE_KWARGS: Final = frozenset(
@@ -120,7 +100,8 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
     tokenizer, model = asked.tokenizer, asked.model
     if tokenizer is None:
         raise UsageError("a chat has to be rendered and tokenized, and there is no tokenizer")
-    _refuse(fields)
+    policy.check_types(fields, policy.CHAT_TYPES)
+    lost = policy.refuse(fields, REFUSED, drops=asked.drops)
     given, name = decode_model(fields, asked)
     stream = bool_field(fields, "stream")
     vocab_size = model.vocab_size or tokenizer.vocab_size
@@ -129,7 +110,7 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
     tools = decode_tools(fields.get("tools"))
     choice = decode_tool_choice(fields, tools)
     kwargs = _decode_template_kwargs(fields)
-    text, media = _decode_prompt(fields, tokenizer, tools, kwargs, accepts_media=asked.accepts_media)
+    text, media = _decode_prompt(fields, tokenizer, model, tools, kwargs, accepts_media=asked.accepts_media)
     reading = decode_reading(fields, asked, tools=tools, choice=choice, prompt_text=text, template_kwargs=kwargs)
     special = bool_field(fields, "add_special_tokens")
     prompt_token_ids = truncate(
@@ -147,6 +128,8 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
         params = msgspec.structs.replace(params, skip_special_tokens=False)
     if reading.constraint is not None:
         params = msgspec.structs.replace(params, constraint=reading.constraint)
+    if params.constraint is not None and not bool_field(fields, "include_reasoning", True):
+        params = msgspec.structs.replace(params, grammar_from_first_token=True)
     include_usage, continuous_usage = decode_stream_options(fields, stream)
     role, echo = _decode_echo(fields)
     inference = InferenceRequest(
@@ -158,7 +141,7 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
         lora_name=model.lora_adapters.get(name, ""),
         media=media,
         return_token_ids=bool_field(fields, "return_token_ids"),
-        thinks=reading.thinks,
+        thinks=reading.thinks and not params.grammar_from_first_token,
         **decode_routing(fields),
     )
     options = ChatOptions(
@@ -179,25 +162,24 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
         shows_empty=not reading.is_told,
         forces_call=choice.forces_call,
     )
-    ignored = {field for field in fields if field not in READ and field not in REFUSED and field not in ADVISORY}
+    ignored = set(lost) | {field for field in fields if field not in READ and field not in REFUSED and field not in ADVISORY}
     reserved = _RESERVED_TEMPLATE_KWARGS.intersection(object_field(fields, "chat_template_kwargs") or ())
     ignored |= {f"chat_template_kwargs.{name}" for name in reserved}
     return Decoded(prompts=(inference,), options=options, ignored=tuple(sorted(ignored)), output=reading.output)
 
 
-def _refuse(fields: Mapping[str, Any]) -> None:
-    for name, harmless in REFUSED.items():
-        if name in fields and fields[name] not in harmless:
-            raise UnsupportedFieldError(f"`{name}` is not supported by this gateway (parameter={name})", param=name)
-
-
 def _decode_template_kwargs(fields: Mapping[str, Any]) -> dict[str, Any]:
     kwargs = dict(object_field(fields, "chat_template_kwargs") or {})
-    if "chat_template" in kwargs:
-        raise UnsupportedFieldError("a chat template in the request is not trusted", param="chat_template_kwargs.chat_template")
+    if fields.get("chat_template") is not None or kwargs.get("chat_template") is not None:
+        raise MalformedRequestError(
+            "Chat template is passed with request, but --trust-request-chat-template is not set."
+            " Refused request with untrusted chat template."
+        )
     for reserved in _RESERVED_TEMPLATE_KWARGS:
         kwargs.pop(reserved, None)
     effort = fields.get("reasoning_effort")
+    if effort is not None and effort not in EFFORTS:
+        raise type_errors(literal_fault("reasoning_effort", *EFFORTS))
     if effort is not None:
         kwargs.setdefault("reasoning_effort", effort)
         kwargs.setdefault("enable_thinking", effort != "none")
@@ -207,6 +189,7 @@ def _decode_template_kwargs(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _decode_prompt(
     fields: Mapping[str, Any],
     tokenizer: Tokenizer,
+    model: ModelInfo,
     tools: Sequence[Mapping[str, Any]] | None,
     kwargs: Mapping[str, Any],
     *,
@@ -216,7 +199,10 @@ def _decode_prompt(
     if "messages" not in fields:
         raise type_error("messages", "missing", "Field required")
     messages, media = decode_messages(
-        fields["messages"], accepts_content_parts=tokenizer.accepts_content_parts, accepts_media=accepts_media
+        fields["messages"],
+        accepts_content_parts=tokenizer.accepts_content_parts,
+        accepts_media=accepts_media,
+        text_model=next(iter(model.names), "the model") if model.is_multimodal is False else "",
     )
     documents = fields.get("documents")
     if documents is not None:
@@ -225,6 +211,8 @@ def _decode_prompt(
         for place, document in enumerate(documents):
             if not isinstance(document, dict):
                 raise type_error(f"documents.{place}", "dict_type", "Input should be a valid dictionary")
+            if not all(isinstance(text, str) for text in document.values()):
+                raise type_error(f"documents.{place}", "string_type", "Input should be a valid string")
     add_generation_prompt = bool_field(fields, "add_generation_prompt", True)
     continue_final_message = bool_field(fields, "continue_final_message")
     if add_generation_prompt and continue_final_message:

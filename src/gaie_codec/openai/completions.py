@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from .._errors import MalformedRequestError, UnsupportedFieldError, UsageError
+from .._errors import UnsupportedFieldError, UsageError
 from .._events import InferenceRequest, SamplingParams
-from . import chat, sampling
+from . import chat, policy, sampling
 from .endpoint import Asked, Decoded
-from .fields import bool_field, decode_json_object, int_field, range_error, type_error
+from .fields import bool_field, decode_json_object, int_field, range_error
 from .logprobs import decode_completion_logprobs, decode_prompt_logprobs, decode_shows_ids
+from .prompts import decode_prompts
 from .request import (
     base_model,
     decode_max_tokens,
@@ -25,7 +26,6 @@ from .request import (
     decode_request_id,
     decode_routing,
     decode_stream_options,
-    encode_text,
     truncate,
 )
 
@@ -34,21 +34,17 @@ if TYPE_CHECKING:
 
 PATH: Final = "/v1/completions"
 ID_PREFIX: Final = "cmpl-"
-MAX_PROMPTS: Final = 1024
 DEFAULT_MAX_TOKENS: Final = 16
 
 READ: Final = sampling.FIELDS | frozenset(
     (
         "model prompt request_id stream stream_options return_token_ids return_tokens_as_token_ids echo logprobs prompt_logprobs"
         " add_special_tokens truncate_prompt_tokens truncation_side priority"
-        " cache_salt kv_transfer_params session_id"
+        " cache_salt kv_transfer_params ec_transfer_params watermarking session_id"
     ).split()
 )
-ADVISORY: Final = chat.ADVISORY
-REFUSED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
-    {name: harmless for name, harmless in chat.REFUSED.items() if name != "chat_template"}
-    | {"suffix": (None, ""), "prompt_embeds": (None,)}
-)
+ADVISORY: Final = policy.ADVISORY
+REFUSED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType({**policy.REFUSED, "suffix": (None, ""), "prompt_embeds": (None,)})
 
 
 class CompletionOptions(chat.ChatOptions, frozen=True, kw_only=True):
@@ -76,11 +72,10 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
     if tokenizer is None:
         raise UsageError("a prompt has to be tokenized, and there is no tokenizer")
     fields = decode_json_object(body)
+    policy.check_types(fields, policy.COMPLETION_TYPES)
     if fields.get("suffix"):
         raise UnsupportedFieldError("suffix is not currently supported", param="suffix")
-    for field, harmless in REFUSED.items():
-        if field in fields and fields[field] not in harmless:
-            raise UnsupportedFieldError(f"`{field}` is not supported by this gateway (parameter={field})", param=field)
+    lost = policy.refuse(fields, REFUSED, drops=asked.drops)
     given, name = decode_model(fields, asked)
     stream = bool_field(fields, "stream")
     request_id = ID_PREFIX + decode_request_id(fields, asked)
@@ -98,7 +93,7 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         prompt_logprobs = logprobs
     include_usage, continuous_usage = decode_stream_options(fields, stream)
     return_token_ids = bool_field(fields, "return_token_ids")
-    texts, prompts = _decode_prompts(fields, tokenizer, model.max_model_len, asked.max_prompts)
+    texts, prompts = decode_prompts(fields, tokenizer, model.max_model_len, asked.max_prompts)
     params = sampling.decode_sampling(
         fields, model=model, vocab_size=vocab_size, max_tokens=wanted, logprobs=logprobs, prompt_logprobs=prompt_logprobs
     )
@@ -134,8 +129,8 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         echo_texts=_echo_texts(texts, prompts, tokenizer) if echoes and not return_token_ids else (),
         hides_output=hides_output,
     )
-    ignored = tuple(sorted(field for field in fields if field not in READ and field not in REFUSED and field not in ADVISORY))
-    return Decoded(prompts=tuple(inferences), options=options, ignored=ignored)
+    ignored = {field for field in fields if field not in READ and field not in REFUSED and field not in ADVISORY}
+    return Decoded(prompts=tuple(inferences), options=options, ignored=tuple(sorted(ignored.union(lost))))
 
 
 def _limited(params: SamplingParams, max_tokens: int | None) -> SamplingParams:
@@ -148,46 +143,9 @@ def _limited(params: SamplingParams, max_tokens: int | None) -> SamplingParams:
     return msgspec.structs.replace(params, max_tokens=max_tokens)
 
 
-def _decode_prompts(
-    fields: Mapping[str, Any], tokenizer: Tokenizer, max_model_len: int, most: int
-) -> tuple[list[str | None], list[list[int]]]:
-    """Of each prompt the text, None where it came as ids, and the ids."""
-    value = fields.get("prompt")
-    special = bool_field(fields, "add_special_tokens", True)
-    if value is None:
-        raise type_error("prompt", "missing", "Field required")
-    if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(item, int) for item in value)):
-        value = [value]
-    if not isinstance(value, list):
-        raise type_error("prompt", "string_type", "Input should be a valid string")
-    if not value:
-        raise MalformedRequestError("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
-    if len(value) > min(most, MAX_PROMPTS):
-        if len(value) > MAX_PROMPTS:
-            raise range_error("prompt", f"there may be at most {MAX_PROMPTS} prompts, got {len(value)}.", len(value))
-        raise UnsupportedFieldError(f"`prompt` takes {len(value)} calls, and this gateway makes at most {most}", param="prompt")
-    token_ids = [
-        encode_text(fields, item, tokenizer, max_model_len, add_special_tokens=special)
-        if isinstance(item, str)
-        else _decode_ids(item, f"prompt.{place}", tokenizer)
-        for place, item in enumerate(value)
-    ]
-    return [item if isinstance(item, str) else None for item in value], token_ids
-
-
 def _echo_texts(texts: list[str | None], prompts: list[list[int]], tokenizer: Tokenizer) -> tuple[str, ...]:
     """The prompts as they were sent, or what their ids stand for."""
     return tuple(
         tokenizer.detokenizer((), skip_special_tokens=False).decode(token_ids) if text is None else text
         for text, token_ids in zip(texts, prompts, strict=True)
     )
-
-
-def _decode_ids(value: Any, loc: str, tokenizer: Tokenizer) -> list[int]:
-    if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
-        raise type_error(loc, "string_type", "Input should be a valid string or a list of token ids")
-    vocab_size = tokenizer.vocab_size
-    outside = [item for item in value if not 0 <= item < vocab_size][:10]
-    if outside:
-        raise range_error("prompt", f"token_id(s) {outside} in prompt are out of vocabulary. Vocabulary size: {vocab_size}")
-    return [int(item) for item in value]

@@ -28,6 +28,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """How many calls the host makes, so that a longer list is refused before it is tokenized."""
     rewritten_model: str = ""
     """What the host takes the request's model for, whatever the body says; "" for what it says."""
+    drops: bool = False
+    """Whether a field that cannot be done is left out and reported, instead of refused."""
     accepts_media: bool = False
     """Whether images, video and sound can be sent to the model server."""
     tool_format: ToolFormat | None = None

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -18,36 +19,40 @@ from .._errors import MalformedRequestError
 _TRUE: Final = frozenset(("1", "true", "t", "yes", "y", "on"))
 _MAX_MESSAGE: Final = 500  # characters; a number may have 4300 digits
 _FALSE: Final = frozenset(("0", "false", "f", "no", "n", "off"))
+_INTEGER: Final = re.compile(r"([+-]?[0-9]+(?:_[0-9]+)*)(?:\.0+)?")
+_NO_SIZE: Final = ("int_parsing_size", "Unable to parse input string as an integer, exceeded maximum size")
+_TOO_LARGE: Final = 2**63  # what pydantic takes no float for
 
 
 def decode_json_object(body: bytes) -> dict[str, Any]:
-    """The body as an object. Besides UTF-8, a BOM and UTF-16/32 are taken, as Python's own json takes them."""
+    """The body as an object. What Python's own json takes is taken: a BOM, UTF-16/32, NaN and infinity, which no field's range has."""
     try:
-        value = _decode_json(body)
+        value = msgspec.json.decode(body)
     except RecursionError:
-        raise _json_error("nested too deeply") from None
-    except msgspec.DecodeError as error:
-        raise _json_error(str(error)) from None  # a byte offset, and no more of the body than one character
-    except ValueError:
-        raise _json_error("not valid text, or a number of too many digits") from None
+        raise _unreadable("nested too deeply") from None
+    except (msgspec.DecodeError, ValueError):
+        value = _decode_leniently(body)
+    if value is None:
+        raise type_error("", "missing", "Field required")
     if not isinstance(value, dict):
         raise type_error("", "model_attributes_type", "Input should be a valid dictionary or object to extract fields from")
     return value
 
 
-def _decode_json(body: bytes) -> Any:
+def _decode_leniently(body: bytes) -> Any:
+    if not body:
+        return None
     try:
-        return msgspec.json.decode(body)
-    except msgspec.ValidationError:
-        # A number beyond a double. Python's json makes it infinite, and then the field's own range check names the field.
         value = json.loads(body)
         json.dumps(value, ensure_ascii=False).encode()  # it also takes lone surrogates, which are no text: ValueError
-        return value
-    except msgspec.DecodeError:
-        encoding = json.detect_encoding(body)
-        if encoding == "utf-8":
-            raise
-        return msgspec.json.decode(body.decode(encoding))
+    except json.JSONDecodeError as error:
+        # It says what it expected, and of the body one character at most.
+        raise type_error(str(error.pos), "json_invalid", "JSON decode error", {"error": error.msg}) from None
+    except RecursionError:
+        raise _unreadable("nested too deeply") from None
+    except ValueError:
+        raise _unreadable("not valid text, or a number of too many digits") from None
+    return value
 
 
 def json_text(value: Any, loc: str) -> str:
@@ -58,25 +63,54 @@ def json_text(value: Any, loc: str) -> str:
         raise type_error(loc, "json_invalid", "Input should be JSON of sane depth without infinite numbers") from None
 
 
-def _json_error(reason: str) -> MalformedRequestError:
+def _unreadable(reason: str) -> MalformedRequestError:
     error = MalformedRequestError(f"There was an error parsing the body: {reason}", param="body")
     error.error_type = "Bad Request"
     return error
 
 
-def type_error(loc: str, kind: str, message: str) -> MalformedRequestError:
-    """A value of the wrong type or form at `loc`, a dotted path below the body."""
-    where = f"body.{loc}" if loc else "body"
-    error = MalformedRequestError(f"1 validation error:\n  {{'type': '{kind}', 'loc': '{where}', 'msg': '{message}'}}", param=where)
+class Fault(NamedTuple):
+    """What is wrong at `loc`, a dotted path below the body, in pydantic's words."""
+
+    loc: str
+    kind: str
+    message: str
+    context: Mapping[str, Any] | None = None
+
+
+def type_error(loc: str, kind: str, message: str, context: Mapping[str, Any] | None = None) -> MalformedRequestError:
+    """A value of the wrong type or form at `loc`."""
+    return type_errors(Fault(loc, kind, message, context))
+
+
+def type_errors(*faults: Fault) -> MalformedRequestError:
+    """A value that is wrong in several ways, such as for each alternative of what its field takes. `param` is the first."""
+    places = [f"body.{fault.loc}" if fault.loc else "body" for fault in faults]
+    lines = [f"{len(faults)} validation error{'s' * (len(faults) > 1)}:"]
+    for where, fault in zip(places, faults, strict=True):
+        context = f", 'ctx': {dict(fault.context)!r}" if fault.context is not None else ""
+        lines.append(f"  {{'type': {fault.kind!r}, 'loc': {where!r}, 'msg': {fault.message!r}{context}}}")
+    error = MalformedRequestError("\n".join(lines), param=places[0])
     error.error_type = "Bad Request"
     return error
+
+
+def literal_fault(loc: str, *allowed: str) -> Fault:
+    """A value that is none of `allowed`."""
+    names = [repr(name) for name in allowed]
+    expected = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return Fault(loc, "literal_error", f"Input should be {expected}", {"expected": expected})
 
 
 def range_error(name: str, message: str, value: object = None) -> MalformedRequestError:
     """A value of the right type which its field does not allow. `value`, when given, is repeated: numbers only."""
     suffix = f" (parameter={name}, value={value})" if value is not None else f" (parameter={name})"
-    text = message + suffix
-    return MalformedRequestError(text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}...", param=name)
+    return MalformedRequestError(shorten(message + suffix), param=name)
+
+
+def shorten(text: str) -> str:
+    """A message that repeats a number, which may have thousands of digits."""
+    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."
 
 
 def int_field(body: Mapping[str, Any], name: str, *, loc: str | None = None) -> int | None:
@@ -86,20 +120,43 @@ def int_field(body: Mapping[str, Any], name: str, *, loc: str | None = None) -> 
 
 def as_int(value: Any, loc: str) -> int | None:
     """`value` as an integer; None stays None."""
+    found = read_int(value, loc)
+    if isinstance(found, Fault):
+        raise type_errors(found)
+    return found
+
+
+def read_int(value: Any, loc: str) -> int | Fault | None:
+    """`value` as an integer, or why it is none; None stays None."""
     if value is None or type(value) is int:
         return value
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, float):
-        if math.isfinite(value) and value.is_integer():
-            return int(value)
-        raise type_error(loc, "int_from_float", "Input should be a valid integer, got a number with a fractional part")
+        if not math.isfinite(value):
+            return Fault(loc, "finite_number", "Input should be a finite number")
+        if not value.is_integer():
+            return Fault(loc, "int_from_float", "Input should be a valid integer, got a number with a fractional part")
+        return int(value) if abs(value) < _TOO_LARGE else Fault(loc, *_NO_SIZE)
     if isinstance(value, str):
+        text = _INTEGER.fullmatch(value.strip())
+        if text is None:
+            return Fault(loc, "int_parsing", "Input should be a valid integer, unable to parse string as an integer")
         try:
-            return int(value)
+            return int(text[1])
         except ValueError:
-            raise type_error(loc, "int_parsing", "Input should be a valid integer, unable to parse string as an integer") from None
-    raise type_error(loc, "int_type", "Input should be a valid integer")
+            return Fault(loc, *_NO_SIZE)
+    return Fault(loc, "int_type", "Input should be a valid integer")
+
+
+def bounded_int(body: Mapping[str, Any], name: str, *, low: int | None = None, high: int | None = None) -> int | None:
+    """The field as an integer that is not below `low` nor above `high`, None when absent or null."""
+    value = as_int(body.get(name), name)
+    if value is not None and low is not None and value < low:
+        raise type_error(name, "greater_than_equal", f"Input should be greater than or equal to {low}", {"ge": low})
+    if value is not None and high is not None and value > high:
+        raise type_error(name, "less_than_equal", f"Input should be less than or equal to {high}", {"le": high})
+    return value
 
 
 def float_field(body: Mapping[str, Any], name: str) -> float | None:
@@ -108,17 +165,17 @@ def float_field(body: Mapping[str, Any], name: str) -> float | None:
 
 
 def as_float(value: Any, loc: str) -> float | None:
-    """`value` as a number; None stays None. An integer too large for a float is out of every range, hence infinite."""
+    """`value` as a number; None stays None."""
     if value is None or isinstance(value, float):
         return value
     if isinstance(value, int):
         try:
             return float(value)
         except OverflowError:
-            return math.inf if value > 0 else -math.inf
+            raise type_error(loc, "float_type", "Input should be a valid number") from None
     if isinstance(value, str):
         try:
-            return float(value)
+            return float(value if value.isascii() else "")
         except ValueError:
             raise type_error(loc, "float_parsing", "Input should be a valid number, unable to parse string as a number") from None
     raise type_error(loc, "float_type", "Input should be a valid number")
@@ -137,7 +194,10 @@ def bool_field(body: Mapping[str, Any], name: str, default: bool = False, *, loc
         lowered = value.lower()
         if lowered in _TRUE or lowered in _FALSE:
             return lowered in _TRUE
-    raise type_error(name if loc is None else loc, "bool_parsing", "Input should be a valid boolean, unable to interpret input")
+    where = name if loc is None else loc
+    if isinstance(value, str) or (isinstance(value, (int, float)) and abs(value) < _TOO_LARGE and float(value).is_integer()):
+        raise type_error(where, "bool_parsing", "Input should be a valid boolean, unable to interpret input")
+    raise type_error(where, "bool_type", "Input should be a valid boolean")
 
 
 def str_field(body: Mapping[str, Any], name: str, default: str = "") -> str:

@@ -20,14 +20,17 @@ _URL_PARTS = {"image_url": "image", "video_url": "video", "audio_url": "audio"}
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal", "thinking": "thinking"}
 
 
-def decode_messages(value: Any, *, accepts_content_parts: bool, accepts_media: bool = False) -> tuple[list[dict[str, Any]], list[Media]]:
-    """The conversation, and the media in it in their order. Raises MalformedRequestError or UnsupportedFieldError naming the message."""
+def decode_messages(
+    value: Any, *, accepts_content_parts: bool, accepts_media: bool = False, text_model: str = ""
+) -> tuple[list[dict[str, Any]], list[Media]]:
+    """The conversation, and the media in it in their order; `text_model` is the name of a model that takes text only. Raises
+    MalformedRequestError or UnsupportedFieldError naming the message."""
     if not isinstance(value, list):
         raise type_error("messages", "list_type", "Input should be a valid list")
     if not value:
-        raise MalformedRequestError("Cannot apply chat template to an empty conversation. Provide at least one message.", param="messages")
+        raise MalformedRequestError("Cannot apply chat template to an empty conversation. Provide at least one message.")
     media: list[Media] = []
-    parts = _Parts(media, accepts_content_parts, accepts_media)
+    parts = _Parts(media, accepts_content_parts, accepts_media, text_model)
     return [_decode_message(message, f"messages.{place}", parts) for place, message in enumerate(value)], media
 
 
@@ -58,10 +61,11 @@ def _decode_message(message: Any, loc: str, parts: _Parts) -> dict[str, Any]:
 class _Parts:
     """Content as a template takes it. Media are put aside as they come."""
 
-    def __init__(self, media: list[Media], accepts_content_parts: bool, accepts_media: bool) -> None:
+    def __init__(self, media: list[Media], accepts_content_parts: bool, accepts_media: bool, text_model: str) -> None:
         self._media = media
         self._accepts_content_parts = accepts_content_parts
         self._accepts_media = accepts_media
+        self._text_model = text_model
 
     def decode_content(self, content: Any, loc: str) -> str | list[dict[str, str]]:
         if content is None:
@@ -88,6 +92,8 @@ class _Parts:
     def _decode_media(self, part: dict[str, Any], kind: Any, loc: str) -> dict[str, str]:
         if not isinstance(kind, str) or not kind:
             raise type_error(f"{loc}.type", "missing", "Field required")
+        if self._text_model and kind in (*_URL_PARTS, "input_audio") and isinstance(part.get(kind), dict):
+            raise MalformedRequestError(f"{self._text_model} is not a multimodal model")
         if not self._accepts_media or kind not in (*_URL_PARTS, "input_audio"):
             raise UnsupportedFieldError(f"content parts of type {kind[:40]!r} are not supported: text only", param=loc)
         if not self._accepts_content_parts:

@@ -80,6 +80,8 @@ _HARMLESS: Final = MappingProxyType(
         "return_tokens_as_token_ids": (None, False),
         "spaces_between_special_tokens": (None, True),
         "suffix": (None, ""),
+        "thinking_token_budget": (None, -1),
+        "watermarking": (None, False),
     }
 )
 

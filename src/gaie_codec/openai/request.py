@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .._errors import MalformedRequestError, ModelNotFoundError
 from .._events import ModelInfo
 from .endpoint import Asked
-from .fields import as_int, bool_field, int_field, json_text, object_field, range_error, str_field, type_error
+from .fields import as_int, bool_field, bounded_int, int_field, json_text, literal_fault, object_field, range_error, str_field, type_errors
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
@@ -41,13 +41,18 @@ def decode_request_id(fields: Mapping[str, Any], asked: Asked) -> str:
 
 def decode_routing(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of InferenceRequest that say where and in what order to run."""
-    kv_transfer_params = object_field(fields, "kv_transfer_params")
     return {
         "priority": int_field(fields, "priority") or 0,
         "cache_salt": _decode_cache_salt(fields),
         "session_id": str_field(fields, "session_id"),
-        "kv_transfer_params": json_text(kv_transfer_params, "kv_transfer_params") if kv_transfer_params is not None else "",
+        **{name: _object_text(fields, name) for name in ("kv_transfer_params", "ec_transfer_params")},
+        "watermarking": bool_field(fields, "watermarking") if fields.get("watermarking") is not None else None,
     }
+
+
+def _object_text(fields: Mapping[str, Any], name: str) -> str:
+    value = object_field(fields, name)
+    return json_text(value, name) if value is not None else ""
 
 
 def encode_text(fields: Mapping[str, Any], text: str, tokenizer: Tokenizer, max_model_len: int, *, add_special_tokens: bool) -> list[int]:
@@ -66,13 +71,11 @@ def encode_text(fields: Mapping[str, Any], text: str, tokenizer: Tokenizer, max_
 
 def truncate(fields: Mapping[str, Any], token_ids: list[int], max_model_len: int) -> list[int]:
     """The prompt, cut as the client asked for. Raises MalformedRequestError where no room for an answer is left."""
-    keep = int_field(fields, "truncate_prompt_tokens")
+    keep = bounded_int(fields, "truncate_prompt_tokens", low=-1, high=2**63 - 1)
     side = fields.get("truncation_side")
     if side not in (None, "left", "right"):
-        raise type_error("truncation_side", "literal_error", "Input should be left or right")
+        raise type_errors(literal_fault("truncation_side", "left", "right"))
     if keep is not None:
-        if keep < -1:
-            raise type_error("truncate_prompt_tokens", "greater_than_equal", "Input should be greater than or equal to -1")
         if max_model_len and keep > max_model_len:
             raise range_error(
                 "truncate_prompt_tokens",
@@ -86,7 +89,15 @@ def truncate(fields: Mapping[str, Any], token_ids: list[int], max_model_len: int
             token_ids = token_ids[:keep] if side == "right" else token_ids[len(token_ids) - keep :]
     if not token_ids:
         raise MalformedRequestError("The decoder prompt cannot be empty")
-    if max_model_len and len(token_ids) >= max_model_len:
+    if max_model_len and len(token_ids) > max_model_len:
+        # vLLM tokenizes no further than this.
+        raise range_error(
+            "input_tokens",
+            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains at least {max_model_len + 1}"
+            " input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt.",
+            max_model_len + 1,
+        )
+    if max_model_len and len(token_ids) == max_model_len:
         raise range_error(
             "input_tokens",
             f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {len(token_ids)} input"

@@ -7,25 +7,44 @@ messages are those of vLLM's OpenAI server, because not every gRPC server checks
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
-from .._errors import MalformedRequestError, UnsupportedFieldError
-from .._events import Constraint, ModelInfo, SamplingParams
-from .fields import as_float, as_int, bool_field, float_field, int_field, json_text, list_field, object_field, range_error, type_error
+import msgspec
+
+from .._errors import MalformedRequestError
+from .._events import ModelInfo, SamplingParams
+from . import constraints
+from .fields import (
+    Fault,
+    as_float,
+    as_int,
+    bool_field,
+    bounded_int,
+    float_field,
+    int_field,
+    list_field,
+    object_field,
+    range_error,
+    shorten,
+    type_error,
+    type_errors,
+)
+
+if TYPE_CHECKING:
+    from ..text import Tokenizer
 
 MAX_STOP_STRINGS: Final = 4
 MAX_LOGPROBS: Final = 20
 MAX_N: Final = 16384
 _MIN_TEMPERATURE: Final = 0.01  # vLLM raises anything between 0 and this, for numerical reasons
 _MAX_BIAS: Final = 100.0
-_CONSTRAINT_KINDS: Final = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
-FIELDS: Final = frozenset(
+FIELDS: Final = constraints.FIELDS | frozenset(
     (
         "temperature top_p top_k min_p frequency_penalty presence_penalty repetition_penalty max_tokens min_tokens stop stop_token_ids"
         " skip_special_tokens spaces_between_special_tokens ignore_eos n seed include_stop_str_in_output logit_bias bad_words"
-        " allowed_token_ids response_format structured_outputs"
+        " allowed_token_ids thinking_token_budget stream_interval"
     ).split()
 )
 """What this module reads."""
@@ -56,40 +75,46 @@ def decode_sampling(
     frequency_penalty = _number(body, {}, "frequency_penalty", 0.0)
     presence_penalty = _number(body, {}, "presence_penalty", 0.0)
     n = _or(int_field(body, "n"), 1)
-    seed = int_field(body, "seed")
+    seed = bounded_int(body, "seed", low=-(2**63), high=2**63 - 1)
     min_tokens = int_field(body, "min_tokens") or 0
+    thinking_token_budget = _decode_thinking_budget(body.get("thinking_token_budget"))
 
+    # vLLM's order. Where it names no parameter, neither is one named here.
+    if n < 1:
+        raise MalformedRequestError(f"n must be at least 1, got {n}.")
+    if n > MAX_N:
+        raise MalformedRequestError(
+            shorten(f"n must be at most {MAX_N}, got {n}. To increase this limit, set the VLLM_MAX_N_SEQUENCES environment variable.")
+        )
+    if not -2 <= presence_penalty <= 2:
+        raise MalformedRequestError(f"presence_penalty must be in [-2, 2], got {presence_penalty}.")
+    if not -2 <= frequency_penalty <= 2:
+        raise MalformedRequestError(f"frequency_penalty must be in [-2, 2], got {frequency_penalty}.")
+    if not math.isfinite(repetition_penalty):
+        raise MalformedRequestError(f"repetition_penalty must be a finite number, got {repetition_penalty}.")
+    if repetition_penalty <= 0:
+        raise MalformedRequestError(f"repetition_penalty must be greater than zero, got {repetition_penalty}.")
     if not math.isfinite(temperature):
         raise range_error("temperature", f"temperature must be a finite number, got {temperature}.", temperature)
-    if not 0 <= temperature <= 2:
+    if temperature < 0:
+        raise range_error("temperature", f"temperature must be non-negative, got {temperature}.", temperature)
+    if temperature > 2:
         raise range_error("temperature", f"temperature must be in [0, 2], got {temperature}.", temperature)
     if not 0 < top_p <= 1:
         raise range_error("top_p", f"top_p must be in (0, 1], got {top_p}.", top_p)
     if top_k < -1:
-        raise range_error("top_k", f"top_k must be 0 (disable), or at least 1, got {top_k}.", top_k)
+        raise MalformedRequestError(shorten(f"top_k must be 0 (disable), or at least 1, got {top_k}."))
     if not 0 <= min_p <= 1:
         raise MalformedRequestError(f"min_p must be in [0, 1], got {min_p}.")
-    if not -2 <= frequency_penalty <= 2:
-        raise MalformedRequestError(f"frequency_penalty must be in [-2, 2], got {frequency_penalty}.")
-    if not -2 <= presence_penalty <= 2:
-        raise MalformedRequestError(f"presence_penalty must be in [-2, 2], got {presence_penalty}.")
-    if not 0 < repetition_penalty < math.inf:
-        raise MalformedRequestError(f"repetition_penalty must be greater than zero, got {repetition_penalty}.")
-    if n < 1:
-        raise MalformedRequestError(f"n must be at least 1, got {n}.")
-    if n > MAX_N:
-        raise range_error("n", f"n must be at most {MAX_N}, got {n}.", n)
-    if n > 1 and temperature == 0:
-        raise MalformedRequestError(f"n must be 1 when using greedy sampling, got {n}.")
     if max_tokens is not None and max_tokens < 1:
         raise range_error("max_tokens", f"max_tokens must be at least 1, got {max_tokens}.", max_tokens)
     if min_tokens < 0:
-        raise range_error("min_tokens", f"min_tokens must be greater than or equal to 0, got {min_tokens}.", min_tokens)
+        raise MalformedRequestError(shorten(f"min_tokens must be greater than or equal to 0, got {min_tokens}."))
     if max_tokens is not None and min_tokens > max_tokens:
-        raise range_error("min_tokens", f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}.", min_tokens)
-    if seed is not None and not -(2**63) <= seed < 2**63:
-        side = "less than or equal to 9223372036854775807" if seed > 0 else "greater than or equal to -9223372036854775808"
-        raise type_error("seed", "less_than_equal" if seed > 0 else "greater_than_equal", f"Input should be {side}")
+        raise MalformedRequestError(shorten(f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}."))
+    stop = _decode_stop(body.get("stop"), max_stop_strings)
+    if n > 1 and temperature == 0:
+        raise MalformedRequestError(f"n must be 1 when using greedy sampling, got {n}.")
     if temperature == 0:
         top_p, top_k, min_p = 1.0, 0, 0.0
     elif temperature < _MIN_TEMPERATURE:
@@ -105,20 +130,22 @@ def decode_sampling(
         repetition_penalty=repetition_penalty,
         max_tokens=max_tokens,
         min_tokens=min_tokens,
-        stop=_decode_stop(body.get("stop"), max_stop_strings),
-        stop_token_ids=_token_ids(body, "stop_token_ids", vocab_size),
+        stop=stop,
+        stop_token_ids=_decode_stop_token_ids(body, vocab_size),
         skip_special_tokens=bool_field(body, "skip_special_tokens", True),
         spaces_between_special_tokens=bool_field(body, "spaces_between_special_tokens", True),
         ignore_eos=bool_field(body, "ignore_eos"),
         n=n,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
-        seed=seed,
+        seed=None if seed == -1 else seed,  # vLLM takes -1 for none
         include_stop_str_in_output=bool_field(body, "include_stop_str_in_output"),
         logit_bias=_decode_logit_bias(body, vocab_size),
         bad_words=_decode_bad_words(body),
         allowed_token_ids=_decode_allowed(body, vocab_size),
-        constraint=_decode_constraint(body),
+        constraint=constraints.decode_constraint(body),
+        thinking_token_budget=thinking_token_budget,
+        stream_interval=bounded_int(body, "stream_interval", low=1),
     )
 
 
@@ -133,23 +160,36 @@ def _number(body: Mapping[str, Any], defaults: Mapping[str, Any], name: str, def
     return default if value is None else value
 
 
+def _decode_thinking_budget(value: Any) -> int | None:
+    if value is None or (type(value) is int and value >= -1):
+        return None if value == -1 else value
+    raise range_error(
+        "thinking_token_budget",
+        "`thinking_token_budget` must be a non-negative integer or -1 for unlimited.",
+        value if isinstance(value, bool | int | float) else None,
+    )
+
+
 def _decode_stop(value: Any, most: int) -> tuple[str, ...]:
     if value is None:
         return ()
     stops = [value] if isinstance(value, str) else value
+    no_text = Fault("stop", "string_type", "Input should be a valid string")
     if not isinstance(stops, list):
-        raise type_error("stop", "string_type", "Input should be a valid string")
-    for place, stop in enumerate(stops):
-        if not isinstance(stop, str):
-            raise type_error(f"stop.{place}", "string_type", "Input should be a valid string")
+        raise type_errors(no_text, Fault("stop", "list_type", "Input should be a valid list"))
+    faults = [Fault(f"stop.{place}", *no_text[1:]) for place, stop in enumerate(stops) if not isinstance(stop, str)]
     if len(stops) > most:
-        raise type_error("stop", "too_long", f"List should have at most {most} items after validation, not {len(stops)}")
+        context = {"field_type": "List", "max_length": most, "actual_length": len(stops)}
+        message = f"List should have at most {most} items after validation, not {len(stops)}"
+        faults = [Fault("stop", "too_long", message, context)]
+    if faults:
+        raise type_errors(no_text, *faults)
     if "" in stops:
-        raise range_error("stop", "stop cannot contain an empty string.")
+        raise MalformedRequestError("stop cannot contain an empty string.")
     return tuple(stops)
 
 
-def _token_ids(body: Mapping[str, Any], name: str, vocab_size: int) -> tuple[int, ...]:
+def _token_ids(body: Mapping[str, Any], name: str) -> list[int]:
     values = list_field(body, name) or ()
     ids = []
     for place, value in enumerate(values):
@@ -157,17 +197,32 @@ def _token_ids(body: Mapping[str, Any], name: str, vocab_size: int) -> tuple[int
         if token_id is None:
             raise type_error(f"{name}.{place}", "int_type", "Input should be a valid integer")
         ids.append(token_id)
-    outside = [token_id for token_id in ids if token_id < 0 or (vocab_size and token_id >= vocab_size)]
-    if outside:
-        shown = outside[:10]
-        raise range_error(name, f"token_id(s) {shown} in {name} contain out-of-vocab token ids. Vocabulary size: {vocab_size}", shown)
+    return ids
+
+
+def _outside(token_ids: Iterable[int], vocab_size: int) -> list[int]:
+    """Those that are no token ids, as many as an error shows."""
+    return [token_id for token_id in token_ids if token_id < 0 or (vocab_size and token_id >= vocab_size)][:10]
+
+
+def _decode_stop_token_ids(body: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    ids = _token_ids(body, "stop_token_ids")
+    if outside := _outside(ids, vocab_size):
+        raise _out_of_vocabulary("stop_token_ids", outside, vocab_size)
     return tuple(ids)
 
 
+def _out_of_vocabulary(name: str, ids: list[int], vocab_size: int) -> MalformedRequestError:
+    return range_error(name, f"token_id(s) {ids} in {name} contain out-of-vocab token ids. Vocabulary size: {vocab_size}", ids)
+
+
 def _decode_allowed(body: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    ids = _token_ids(body, "allowed_token_ids")
     if body.get("allowed_token_ids") == []:
         raise range_error("allowed_token_ids", "allowed_token_ids is not None and empty!", [])
-    return _token_ids(body, "allowed_token_ids", vocab_size)
+    if outside := _outside(ids, vocab_size):
+        raise range_error("allowed_token_ids", "allowed_token_ids contains out-of-vocab token id!", outside)
+    return tuple(ids)
 
 
 def _decode_bad_words(body: Mapping[str, Any]) -> tuple[str, ...]:
@@ -175,9 +230,20 @@ def _decode_bad_words(body: Mapping[str, Any]) -> tuple[str, ...]:
     for place, word in enumerate(words):
         if not isinstance(word, str):
             raise type_error(f"bad_words.{place}", "string_type", "Input should be a valid string")
-        if not word:
-            raise range_error("bad_words", "bad_words cannot contain an empty string.")
+    if "" in words:
+        raise MalformedRequestError("bad_words cannot contain an empty string.")
     return tuple(words)
+
+
+def tokenize_bad_words(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
+    """With the token ids of each bad word as vLLM bans them: at the beginning of a text, and after a space if that is another token."""
+    banned: list[tuple[int, ...]] = []
+    for word in params.bad_words:
+        bare, spaced = (tuple(tokenizer.encode(prefix + word.lstrip(), add_special_tokens=False)) for prefix in ("", " "))
+        banned.append(bare)
+        if spaced[:1] != bare[:1] and len(spaced) == len(bare):
+            banned.append(spaced)
+    return msgspec.structs.replace(params, bad_words=(), bad_words_token_ids=tuple(filter(None, banned)))
 
 
 def _decode_logit_bias(body: Mapping[str, Any], vocab_size: int) -> dict[int, float]:
@@ -186,83 +252,11 @@ def _decode_logit_bias(body: Mapping[str, Any], vocab_size: int) -> dict[int, fl
         try:
             token_id = int(key)
         except ValueError:
-            raise range_error("logit_bias", "logit_bias contains a key that cannot be converted to an integer token ID") from None
+            raise range_error("logit_bias", "logit_bias contains key(s) that cannot be converted to integer token IDs") from None
         bias = as_float(value, f"logit_bias.{token_id}")
         if bias is None:
             raise type_error(f"logit_bias.{token_id}", "float_type", "Input should be a valid number")
-        if token_id < 0 or (vocab_size and token_id >= vocab_size):
-            raise range_error(
-                "logit_bias",
-                f"token_id(s) [{token_id}] in logit_bias contain out-of-vocab token ids. Vocabulary size: {vocab_size}",
-                [token_id],
-            )
         biases[token_id] = -_MAX_BIAS if math.isnan(bias) else min(max(bias, -_MAX_BIAS), _MAX_BIAS)
+    if outside := _outside(biases, vocab_size):
+        raise _out_of_vocabulary("logit_bias", outside, vocab_size)
     return biases
-
-
-def _decode_constraint(body: Mapping[str, Any]) -> Constraint | None:
-    from_format = _decode_response_format(object_field(body, "response_format"))
-    outputs = object_field(body, "structured_outputs")
-    if outputs is None:
-        return from_format
-    set_kinds = [kind for kind in _CONSTRAINT_KINDS if outputs.get(kind) is not None]
-    if len(set_kinds) + (from_format is not None) > 1:
-        raise MalformedRequestError(
-            "You can only use one kind of structured outputs constraint but multiple are specified", param="structured_outputs"
-        )
-    if not set_kinds:
-        raise MalformedRequestError(
-            "You must use one kind of structured outputs constraint but none are specified", param="structured_outputs"
-        )
-    for option in ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern"):
-        if outputs.get(option):
-            raise UnsupportedFieldError(f"structured_outputs.{option} cannot be sent over gRPC", param=f"structured_outputs.{option}")
-    return _decode_structured(set_kinds[0], outputs[set_kinds[0]])
-
-
-def _decode_structured(kind: str, value: Any) -> Constraint:
-    loc = f"structured_outputs.{kind}"
-    if kind == "json_object":
-        if value is not True:
-            raise MalformedRequestError(
-                "structured_outputs.json_object must be True if set; omit structured_outputs to disable structured outputs"
-            )
-        return Constraint(kind="json_object")
-    if kind == "choice":
-        if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
-            raise type_error(loc, "list_type", "Input should be a valid list of strings")
-        if not value:
-            raise MalformedRequestError("Choice '[]' cannot be an empty list")
-        return Constraint(kind="choice", value=tuple(value))
-    if kind == "json":
-        return Constraint(kind="json_schema", value=value if isinstance(value, str) else json_text(value, loc))
-    if not isinstance(value, str):
-        if kind != "structural_tag" or not isinstance(value, dict):
-            raise type_error(loc, "string_type", "Input should be a valid string")
-        value = json_text(value, loc)
-    if kind == "regex":
-        return Constraint(kind="regex", value=value)
-    return Constraint(kind="grammar" if kind == "grammar" else "structural_tag", value=value)
-
-
-def _decode_response_format(value: dict[str, Any] | None) -> Constraint | None:
-    if value is None:
-        return None
-    kind = value.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return Constraint(kind="json_object")
-    if kind == "structural_tag":
-        return Constraint(kind="structural_tag", value=json_text(value, "response_format"))
-    if kind == "json_schema":
-        wrapper = value.get("json_schema")
-        if not isinstance(wrapper, dict):
-            raise type_error("response_format.json_schema", "missing", "Field required")
-        if not isinstance(wrapper.get("name"), str):
-            raise type_error("response_format.json_schema.name", "missing", "Field required")
-        schema = wrapper.get("schema")
-        if not isinstance(schema, dict):
-            raise type_error("response_format.json_schema.schema", "dict_type", "Input should be a valid dictionary")
-        return Constraint(kind="json_schema", value=json_text(schema, "response_format.json_schema.schema"))
-    raise type_error("response_format.type", "literal_error", "Input should be text, json_object, json_schema or structural_tag")

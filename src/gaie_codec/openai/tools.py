@@ -53,13 +53,16 @@ def decode_tools(value: Any) -> list[dict[str, Any]] | None:
 
 
 def template_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
-    """Tools as vLLM hands them to a template: type and function first, missing keys as explicit nulls, others dropped."""
+    """Tools as vLLM hands them to a template: type and function first, missing keys as explicit nulls, `strict` where it is said, others
+    dropped."""
     if tools is None:
         return None
-    return [
-        {"type": "function", "function": {key: tool["function"].get(key) for key in ("name", "description", "parameters")}}
-        for tool in tools
-    ]
+    return [{"type": "function", "function": _template_function(tool["function"])} for tool in tools]
+
+
+def _template_function(function: Mapping[str, Any]) -> dict[str, Any]:
+    dumped = {key: function.get(key) for key in ("name", "description", "parameters")}
+    return dumped if function.get("strict") is None else dumped | {"strict": function["strict"]}
 
 
 def decode_tool_choice(fields: Mapping[str, Any], tools: Sequence[Mapping[str, Any]] | None) -> ToolChoice:
@@ -78,7 +81,8 @@ def decode_tool_choice(fields: Mapping[str, Any], tools: Sequence[Mapping[str, A
         return ToolChoice(choice)  # type: ignore[arg-type]
     function = choice.get("function") if isinstance(choice, dict) else None
     if not isinstance(function, dict):
-        raise range_error("tool_choice.function", f"Invalid value for `function` in `tool_choice`! Correct usage: `{_USAGE}`")
+        given = ": `None`" if function is None else ""
+        raise range_error("tool_choice.function", f"Invalid value for `function`{given} in `tool_choice`! Correct usage: `{_USAGE}`")
     name = function.get("name")
     if not isinstance(name, str) or not name:
         raise range_error("tool_choice.function.name", f"Expected field `name` in `function` in `tool_choice`! Correct usage: `{_USAGE}`")

@@ -149,7 +149,11 @@ def _sampling(adapter: Adapter) -> dict[str, SearchStrategy[Any]]:
         "include_stop_str_in_output": st.booleans(),
         "logit_bias": st.dictionaries(st.integers(0, _MAX_COUNT), _floats(-100, 100), min_size=1, max_size=3),
         "bad_words": st.lists(_TEXT.filter(bool), min_size=1, max_size=3).map(tuple),
+        "bad_words_token_ids": st.lists(token_ids, min_size=1, max_size=3).map(tuple),
         "allowed_token_ids": token_ids,
+        "grammar_from_first_token": st.booleans() if "grammar_from_first_token" in adapter.sends else st.just(False),
+        "thinking_token_budget": counts("thinking_token_budget", 0),
+        "stream_interval": counts("stream_interval", 1),
         "constraint": _constraints(adapter.carries),
     }
 

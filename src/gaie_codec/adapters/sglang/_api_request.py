@@ -39,6 +39,7 @@ _FIELDS = {
     "include_stop_str_in_output": "sampling_params.one.no_stop_trim",
     "logit_bias": "sampling_params.one.logit_bias",
     "seed": "sampling_params.one.sampling_seed",
+    "stream_interval": "sampling_params.one.stream_interval",
     "logprobs": "top_logprobs_num.one",
     "prompt_logprobs": "logprob_start_len.one",
     "constraint.json_schema": "sampling_params.one.json_schema",
@@ -53,6 +54,7 @@ _EMULATED = {
     "trace_headers": "metadata",
     "return_token_ids": "ids always come",
     "thinks": "constraints hold from the first token on, and no reasoning tokens are counted",
+    "grammar_from_first_token": "by the default: require_reasoning is not sent then",
     "constraint.json_object": "sampling_params.one.json_schema",
     "constraint.choice": "sampling_params.one.regex",
 }
@@ -131,6 +133,8 @@ def coder(request_type: Any) -> RequestCoder:
         message.no_stop_trim = params.include_stop_str_in_output
         for token_id, bias in params.logit_bias.items():
             message.logit_bias[str(token_id)] = bias
+        if params.stream_interval is not None:
+            message.stream_interval = params.stream_interval
         if params.seed is not None:
             message.sampling_seed = params.seed
 
@@ -172,6 +176,7 @@ def coder(request_type: Any) -> RequestCoder:
             include_stop_str_in_output=message.no_stop_trim,
             logit_bias=decode_logit_bias(message.logit_bias),
             seed=message.sampling_seed if message.HasField("sampling_seed") else None,
+            stream_interval=message.stream_interval or None,
             logprobs=request.top_logprobs_num.one if wants_logprobs else None,
             prompt_logprobs=(
                 request.top_logprobs_num.one
@@ -188,6 +193,7 @@ def coder(request_type: Any) -> RequestCoder:
             "top_k": _INT64,
             "max_tokens": (1, 2**31 - 1),
             "min_tokens": _INT64,
+            "stream_interval": (1, 2**31 - 1),
             "seed": (-(2**63), 2**63 - 1),
             "priority": (-(2**63), 2**63 - 1),
             "data_parallel_rank": _INT64,

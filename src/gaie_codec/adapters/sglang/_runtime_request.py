@@ -47,6 +47,7 @@ _EMULATED = {
     "model": "a server has one model; the name is checked by the gateway",
     "return_token_ids": "ids always come",
     "thinks": "constraints hold from the first token on, and no reasoning tokens are counted",
+    "grammar_from_first_token": "by the default: require_reasoning is not sent then",
     "prompt_text": "text of TextGenerate",
     "include_stop_str_in_output": "cut by the gateway",
     "skip_special_tokens": "detokenized by the gateway",

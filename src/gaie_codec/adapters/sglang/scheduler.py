@@ -71,6 +71,7 @@ _FIELDS = {
     "prompt_logprobs": "logprob_start_len",
     "include_stop_str_in_output": "sampling_params.no_stop_trim",
     "logit_bias": "sampling_params.logit_bias",
+    "stream_interval": "sampling_params.stream_interval",
     "constraint.json_schema": "sampling_params.json_schema",
     "constraint.regex": "sampling_params.regex",
     "constraint.grammar": "sampling_params.ebnf_grammar",
@@ -82,6 +83,7 @@ _EMULATED = {
     "return_token_ids": "ids always come",
     "thinks": "constraints hold from the first token on, and no reasoning tokens are counted",
     "stop": "matched by the gateway, which then ends the call",
+    "grammar_from_first_token": "by the default: require_reasoning is not sent then",
     "constraint.json_object": "sampling_params.json_schema",
     "constraint.choice": "sampling_params.regex",
 }
@@ -114,6 +116,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         "max_tokens": _COUNT,
         "min_tokens": _COUNT,
         "n": _COUNT,
+        "stream_interval": (1, 2**31 - 1),
         # Without presence a rank of 0 is not to be told from none.
         "data_parallel_rank": (0 if has_rank_presence else 1, 2**31 - 1),
     }
@@ -329,6 +332,8 @@ def _encode_sampling(params: SamplingParams, message: Any) -> None:
     message.no_stop_trim = params.include_stop_str_in_output
     for token_id, bias in params.logit_bias.items():
         message.logit_bias[str(token_id)] = bias
+    if params.stream_interval is not None:
+        message.stream_interval = params.stream_interval
 
 
 def _decode_sampling(request: Any) -> SamplingParams:
@@ -355,6 +360,7 @@ def _decode_sampling(request: Any) -> SamplingParams:
         prompt_logprobs=request.top_logprobs_num if request.return_logprob and request.logprob_start_len >= 0 else None,
         include_stop_str_in_output=message.no_stop_trim,
         logit_bias=decode_logit_bias(message.logit_bias),
+        stream_interval=message.stream_interval or None,
     )
 
 

@@ -53,6 +53,11 @@ _FIELDS = {
     "logprobs": "response.output_logprobs",
     "prompt_logprobs": "response.prompt_logprobs",
     "skip_special_tokens": "response.skip_special_tokens",
+    "ec_transfer_params": "kv.ec_transfer_params",
+    "watermarking": "watermarking",
+    "bad_words_token_ids": "decoding.bad_words_token_ids",
+    "grammar_from_first_token": "engine_reasoning_gate.reasoning_ended",
+    "thinking_token_budget": "stopping.thinking_token_budget",
 }
 _EMULATED = {
     "trace_headers": "metadata, which vLLM does not read",
@@ -107,7 +112,9 @@ def coder(snapshot: Snapshot, request_type: Any, *, sends_stops: bool) -> Reques
         if request.cache_salt:
             message.kv.cache_salt = request.cache_salt
         if request.kv_transfer_params:
-            encode_struct(_decode_params(request.kv_transfer_params), message.kv.kv_transfer_params)
+            encode_struct(_decode_params(request.kv_transfer_params, "kv_transfer_params"), message.kv.kv_transfer_params)
+        if request.ec_transfer_params:
+            encode_struct(_decode_params(request.ec_transfer_params, "ec_transfer_params"), message.kv.ec_transfer_params)
         message.priority = request.priority
         if request.session_id:
             message.session_id = request.session_id
@@ -115,6 +122,10 @@ def coder(snapshot: Snapshot, request_type: Any, *, sends_stops: bool) -> Reques
             encode_media(media, message.media.add())
         if request.lora_name:
             message.lora_name = request.lora_name
+        if request.watermarking is not None:
+            message.watermarking = request.watermarking
+        if params.grammar_from_first_token:
+            message.engine_reasoning_gate.reasoning_ended = True
         return message
 
     def encode_random(params: SamplingParams, message: Any) -> None:
@@ -158,6 +169,10 @@ def coder(snapshot: Snapshot, request_type: Any, *, sends_stops: bool) -> Reques
             priority=message.priority,
             cache_salt=kv.cache_salt,
             kv_transfer_params=json_text_of(kv.kv_transfer_params) if kv.HasField("kv_transfer_params") else "",
+            ec_transfer_params=(
+                json_text_of(kv.ec_transfer_params) if "ec_transfer_params" in sends and kv.HasField("ec_transfer_params") else ""
+            ),
+            watermarking=message.watermarking if "watermarking" in sends and message.HasField("watermarking") else None,
             session_id=message.session_id if "session_id" in sends else "",
             media=tuple(_decode_media(one) for one in message.media) if "media" in sends else (),
             lora_name=message.lora_name if "lora_name" in sends else "",
@@ -190,6 +205,11 @@ def coder(snapshot: Snapshot, request_type: Any, *, sends_stops: bool) -> Reques
             logprobs=response.output_candidates.top_n if response.output_logprobs else None,
             prompt_logprobs=response.prompt_candidates.top_n if response.prompt_logprobs else None,
             skip_special_tokens=skips,
+            bad_words_token_ids=tuple(tuple(one.ids) for one in decoding.bad_words_token_ids) if "bad_words_token_ids" in sends else (),
+            grammar_from_first_token="grammar_from_first_token" in sends and message.engine_reasoning_gate.reasoning_ended,
+            thinking_token_budget=(
+                stopping.thinking_token_budget if "thinking_token_budget" in sends and stopping.HasField("thinking_token_budget") else None
+            ),
         )
 
     return RequestCoder(
@@ -204,6 +224,7 @@ def coder(snapshot: Snapshot, request_type: Any, *, sends_stops: bool) -> Reques
             "min_tokens": _UINT32,
             "seed": (-(2**63), 2**63 - 1),
             "priority": (-(2**31), 2**31 - 1),
+            "thinking_token_budget": (0, 2**63 - 1),
         },
         encode=encode_request,
         decode=decode_request,
@@ -222,6 +243,8 @@ def _encode_decoding(params: SamplingParams, message: Any) -> None:
     message.repetition_penalty = params.repetition_penalty
     message.logit_bias.update(params.logit_bias)
     message.allowed_token_ids.extend(params.allowed_token_ids)
+    for ids in params.bad_words_token_ids:
+        message.bad_words_token_ids.add(ids=ids)
     constraint = params.constraint
     if constraint is None:
         return
@@ -252,6 +275,8 @@ def _encode_stopping(params: SamplingParams, message: Any, *, sends_strings: boo
         message.stop_strings.extend(filter(None, params.stop))
     message.include_stop_strings = params.include_stop_str_in_output
     message.ignore_eos = params.ignore_eos
+    if params.thinking_token_budget is not None:
+        message.thinking_token_budget = params.thinking_token_budget
 
 
 def _decode_media(message: Any) -> Media:
@@ -263,18 +288,18 @@ def _decode_media(message: Any) -> Media:
     )
 
 
-def _decode_params(text: str) -> dict[str, Any]:
+def _decode_params(text: str, name: str) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
-        raise MalformedRequestError("kv_transfer_params is not a JSON object", param="kv_transfer_params") from None
-    _check_doubles(value)
+        raise MalformedRequestError(f"{name} is not a JSON object", param=name) from None
+    _check_doubles(value, name)
     return value
 
 
-def _check_doubles(value: Any) -> None:
+def _check_doubles(value: Any, name: str) -> None:
     """Raise MalformedRequestError for an integer that would change in a Struct, whose numbers are doubles."""
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise MalformedRequestError("an integer of more than 53 bits cannot be sent to this model server", param="kv_transfer_params")
+        raise MalformedRequestError("an integer of more than 53 bits cannot be sent to this model server", param=name)
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_doubles(item)
+        _check_doubles(item, name)

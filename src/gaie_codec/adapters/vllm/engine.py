@@ -61,6 +61,7 @@ _FIELDS = {
     "seed": "sampling_params.seed",
     "include_stop_str_in_output": "sampling_params.include_stop_str_in_output",
     "logit_bias": "sampling_params.logit_bias",
+    "grammar_from_first_token": "sampling_params.grammar_from_first_token",
     "constraint.json_schema": "sampling_params.json_schema",
     "constraint.regex": "sampling_params.regex",
     "constraint.grammar": "sampling_params.grammar",
@@ -133,7 +134,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
             request_id=message.request_id,
             prompt_token_ids=list(message.tokenized.input_ids),
             prompt_text=message.text if message.HasField("text") else None,
-            sampling=_decode_sampling(message.sampling_params),
+            sampling=_decode_sampling(message.sampling_params, "grammar_from_first_token" in sends),
             stream=message.stream,
             kv_transfer_params=check_json(message.kv_transfer_params_json, "kv_transfer_params_json") if has_kv_transfer else "",
             data_parallel_rank=message.data_parallel_rank if has_dp_rank and message.HasField("data_parallel_rank") else None,
@@ -316,9 +317,11 @@ def _encode_sampling(params: SamplingParams, message: Any) -> None:
     message.include_stop_str_in_output = params.include_stop_str_in_output
     if params.logit_bias:
         message.logit_bias.update(params.logit_bias)
+    if params.grammar_from_first_token:
+        message.grammar_from_first_token = True
 
 
-def _decode_sampling(message: Any) -> SamplingParams:
+def _decode_sampling(message: Any, has_gate: bool) -> SamplingParams:
     # A zero that the servicer would read as a default is decoded as that default.
     return SamplingParams(
         temperature=message.temperature if message.HasField("temperature") else None,
@@ -342,6 +345,7 @@ def _decode_sampling(message: Any) -> SamplingParams:
         seed=message.seed if message.HasField("seed") else None,
         include_stop_str_in_output=message.include_stop_str_in_output,
         logit_bias=dict(message.logit_bias),
+        grammar_from_first_token=message.grammar_from_first_token if has_gate else False,
     )
 
 
