@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import struct
 from pathlib import Path
 
@@ -45,8 +46,6 @@ TOKENIZER = load_tokenizer(str(GOLDEN / "model"))
 MODEL = ModelInfo(max_model_len=2048, served_model_name="test-model", is_generation=False)
 ALL = [(dialect, name) for dialect in DIALECTS for name in snapshots.SNAPSHOTS[dialect] if not snapshots.load(dialect, name).refused]
 EMBEDDING = [key for key in ALL if adapters.get(snapshots.load(*key)).embed is not None]
-# vLLM lists what each of pydantic's alternatives found wrong; ours is the one that fits.
-SAME_BUT_FOR_MESSAGE = {"embed_int"}
 OK = [("grpc-status", "0")]
 
 
@@ -123,9 +122,8 @@ def test_golden(name, key):
         assert body.hex() == case["body"]
         return
     ours, theirs = json.loads(body), json.loads(case["body"])
-    if name in SAME_BUT_FOR_MESSAGE:
-        assert "Input should be a valid list" in ours["error"].pop("message")
-        theirs["error"].pop("message")
+    if status != 200:  # vLLM repeats what was wrong
+        theirs["error"]["message"] = re.sub(r", 'input': '[^']*'", "", theirs["error"]["message"])
     if "created" in theirs:
         ours["created"] = theirs["created"]
     assert ours == theirs
@@ -184,7 +182,7 @@ def test_a_list_gives_as_many_embeddings_in_order_and_their_tokens_summed():
         ({"input": [-1]}, None),
         ({"input": [10**30]}, None),
         ({"messages": "hi"}, "body.messages"),
-        ({"messages": []}, "messages"),
+        ({"messages": []}, None),
         ({"input": "a", "encoding_format": "hex"}, "body.encoding_format"),
         ({"input": "a", "encoding_format": None}, "body.encoding_format"),
         ({"input": "a", "embed_dtype": "float64"}, "body.embed_dtype"),

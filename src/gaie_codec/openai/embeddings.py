@@ -21,7 +21,7 @@ from .._events import BodyEvent, EmbeddingEvent, ModelInfo, Usage
 from . import chat
 from .endpoint import Asked, Decoded, ResponseMeta
 from .errors import encode_error
-from .fields import decode_json_object, int_field, type_error
+from .fields import decode_json_object, int_field, literal_fault, type_error, type_errors
 from .inputs import decode_embedded_model, encode_chat, encode_inputs, make_requests, refuse
 
 PATH: Final = "/v1/embeddings"
@@ -228,7 +228,7 @@ def _choice(fields: Mapping[str, Any], name: str, known: tuple[str, ...]) -> str
     if value is None and name not in fields:
         return known[0]
     if not isinstance(value, str) or value not in known:
-        raise type_error(name, "literal_error", f"Input should be {', '.join(known[:-1])} or {known[-1]}")
+        raise type_errors(literal_fault(name, *known))
     return value
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from .._errors import MalformedRequestError, ModelNotFoundError, UnsupportedFieldError
 from .._events import InferenceRequest, ModelInfo
 from .endpoint import Asked
-from .fields import bool_field, int_field, object_field, range_error, type_error
+from .fields import Fault, bool_field, bounded_int, literal_fault, object_field, range_error, type_error, type_errors
 from .messages import decode_messages
-from .request import base_model, decode_model, decode_request_id, decode_routing, encode_text
+from .request import base_model, check_length, decode_model, decode_request_id, decode_routing, encode_text
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
@@ -24,12 +24,22 @@ _RESERVED_TEMPLATE_KWARGS: Final = frozenset(
 )
 
 
+_LIST: Final = Fault("input", "list_type", "Input should be a valid list", None)
+_MESSAGES: Final = Fault("messages", "missing", "Field required", None)
+# What each of vLLM's alternatives says of an `input` that is neither text nor a list: the forms of it, chats, and plugins.
+_NO_INPUT: Final = (
+    *(_LIST, _LIST, Fault("input", "string_type", "Input should be a valid string", None), _LIST),
+    *(_MESSAGES, _MESSAGES, _MESSAGES, _LIST, _MESSAGES),
+    Fault("input", "is_instance_of", "Input should be an instance of Sequence", {"class": "Sequence"}),
+)
+
+
 def encode_inputs(fields: Mapping[str, Any], value: Any, name: str, asked: Asked, tokenizer: Tokenizer) -> list[list[int]]:
     """A text, token ids, or a list of either, as token ids. `name` is the field's. Raises RequestError."""
     if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(item, int) for item in value)):
         value = [value]
     if not isinstance(value, list):
-        raise type_error(name, "list_type", "Input should be a valid list")
+        raise type_errors(*_NO_INPUT) if name == "input" else type_error(name, "list_type", "Input should be a valid list")
     if not value:
         raise MalformedRequestError("You must pass at least one prompt")
     check_count(len(value), name, asked)
@@ -159,12 +169,10 @@ def _cut(token_ids: list[int], keep: int, side: str) -> list[int]:
 
 def _decode_truncation(fields: Mapping[str, Any], model: ModelInfo) -> tuple[int | None, str]:
     """How many tokens to keep, and the side that is cut."""
-    keep = int_field(fields, "truncate_prompt_tokens")
+    keep = bounded_int(fields, "truncate_prompt_tokens", low=-1)
     side = fields.get("truncation_side")
     if side not in (None, "left", "right"):
-        raise type_error("truncation_side", "literal_error", "Input should be left or right")
-    if keep is not None and keep < -1:
-        raise type_error("truncate_prompt_tokens", "greater_than_equal", "Input should be greater than or equal to -1")
+        raise type_errors(literal_fault("truncation_side", "left", "right"))
     longest = model.max_model_len
     if keep is not None and longest and keep > longest:
         raise range_error(
@@ -180,13 +188,5 @@ def _decode_truncation(fields: Mapping[str, Any], model: ModelInfo) -> tuple[int
 def _checked(token_ids: list[int], model: ModelInfo) -> list[int]:
     if not token_ids:
         raise MalformedRequestError("The decoder prompt cannot be empty")
-    longest, count = model.max_model_len, len(token_ids)
-    if longest and count > longest:
-        raise range_error(
-            "input_tokens",
-            f"This model's maximum context length is {longest} tokens. However, you requested 0 output tokens and your prompt contains"
-            f" {count} input tokens, for a total of {count} tokens. Please reduce the length of the input prompt or the number of"
-            " requested output tokens.",
-            count,
-        )
+    check_length(token_ids, model.max_model_len)
     return token_ids

@@ -89,14 +89,7 @@ def truncate(fields: Mapping[str, Any], token_ids: list[int], max_model_len: int
             token_ids = token_ids[:keep] if side == "right" else token_ids[len(token_ids) - keep :]
     if not token_ids:
         raise MalformedRequestError("The decoder prompt cannot be empty")
-    if max_model_len and len(token_ids) > max_model_len:
-        # vLLM tokenizes no further than this.
-        raise range_error(
-            "input_tokens",
-            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains at least {max_model_len + 1}"
-            " input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt.",
-            max_model_len + 1,
-        )
+    check_length(token_ids, max_model_len)
     if max_model_len and len(token_ids) == max_model_len:
         raise range_error(
             "input_tokens",
@@ -105,6 +98,18 @@ def truncate(fields: Mapping[str, Any], token_ids: list[int], max_model_len: int
             len(token_ids),
         )
     return token_ids
+
+
+def check_length(token_ids: list[int], max_model_len: int) -> None:
+    """Raise MalformedRequestError for a prompt that is longer than the context."""
+    if max_model_len and len(token_ids) > max_model_len:
+        # vLLM tokenizes no further than this.
+        raise range_error(
+            "input_tokens",
+            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains at least {max_model_len + 1}"
+            " input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt.",
+            max_model_len + 1,
+        )
 
 
 def decode_max_tokens(wanted: int | None, prompt_tokens: int, model: ModelInfo) -> int | None:
