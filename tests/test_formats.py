@@ -180,7 +180,14 @@ CALLS = {
     ],
     "llama4_pythonic": ["<|python_start|>[f(a='b')]<|python_end|>", "[f(a=1)]"],
     "olmo3": ['<function_calls>\nget_weather(city="Paris")\nf(a=1)\n</function_calls>'],
+    "lfm2": ["<|tool_call_start|>[get_weather(city='Paris')]<|tool_call_end|>"],
+    "granite": ['<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}]'],
+    "internlm": ['<|action_start|><|plugin|>\n{"name": "f", "parameters": {"city": "Paris"}}<|action_end|>\n'],
+    "jamba": ['<tool_calls>[\n{"name": "f", "arguments": {"city": "Paris"}}\n]</tool_calls>'],
+    "longcat": ['<longcat_tool_call>\n{"name": "f", "arguments": {"city": "Paris"}}\n</longcat_tool_call>'],
+    "phi4_mini_json": ['functools[{"name": "f", "arguments": {"city": "Paris"}}]'],
 }
+CALLS["deepseek_v4"] = [text.replace("function_calls", "tool_calls") for text in CALLS["deepseek_v32"]]
 BROKEN = {
     "hermes": [
         "<tool_call>",
@@ -231,6 +238,7 @@ BROKEN = {
     ],
     "llama4_pythonic": ["<|python_start|>print<|python_end|>", "<|python_start|>[f(a=1"],
     "olmo3": ["<function_calls>", "<function_calls>\nf(a=1"],
+    "phi4_mini_json": ["import functools", "functools[x]"],
 }
 TEXTS = [
     "",
@@ -452,11 +460,33 @@ def test_where_an_answer_begins():
     assert not deepseek.begins_inside("<｜Assistant｜>", {})
     assert deepseek.begins_inside("<｜Assistant｜>", {"thinking": True})
     assert r1.begins_inside("<｜Assistant｜>", {"enable_thinking": False})
-    assert r1.begins_inside("a turn before: </think> text <｜Assistant｜>", {})
+    assert r1.begins_inside("a turn before: </think> text<｜end▁of▁sentence｜><｜User｜>and now?<｜Assistant｜>", {})
+    assert not qwen.begins_inside("<|im_start|>assistant\n<think>\nhm\n</think>\n\nThe answer that goes on is", {})
+    assert qwen.begins_inside("<|im_start|>assistant\n<think>\nA thought that goes on", {"enable_thinking": False})
 
 
 def test_the_tables_in_the_docs_are_current():
     subprocess.run([sys.executable, str(Path(__file__).parents[1] / "tools" / "formats_table.py"), "--check"], check=True)
+
+
+@pytest.mark.parametrize("name", sorted({row.name for row in REASONING_FORMATS.values()} - {"harmony"}))
+def test_reasoning_is_told_from_the_answer(name):
+    row = REASONING_FORMATS[name]
+
+    def told(text, *, inside, **options):
+        whole = [
+            joined(parse(cut(text, range(0, len(text), size)), reasoning=name, begins_inside=inside, **options)) for size in (1, 5, 99)
+        ]
+        assert whole[0] == whole[1] == whole[2]
+        return whole[0]["reasoning"], whole[0]["content"]
+
+    assert told(f"{row.start}\nHm.\n{row.end}\n\n42", inside=True) == ("\nHm.\n", "\n\n42")
+    assert told(f"\nHm.\n{row.end}42{row.end}", inside=True) == ("\nHm.\n", f"42{row.end}")
+    assert told("Hm. <thi", inside=True) == ("Hm. <thi", None)
+    assert told(f"\n {row.start}Hm.{row.end}42", inside=False) == (("Hm.", "42") if row.opens else (None, f"\n {row.start}Hm.{row.end}42"))
+    assert told(f" 4 {row.start}2", inside=False) == (None, f" 4 {row.start}2")
+    for interrupt in row.interrupts:
+        assert told(f"Hm.{interrupt}x", inside=True) == ("Hm.", f"{interrupt}x")
 
 
 def test_names_are_unique_and_markers_can_be_told_apart():

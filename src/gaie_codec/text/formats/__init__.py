@@ -7,8 +7,9 @@ a part of the output. docs/parsers.md has the table.
 
 from ._choice import choose_reasoning_format, choose_tool_format
 from ._parser import make_parser
+from ._reasoning_table import REASONING_FORMATS, ReasoningFormat
 from ._structural_tags import constrain, constrain_answer
-from ._table import REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat, ToolFormat
+from ._tool_table import TOOL_FORMATS, ToolFormat
 
 __all__ = [
     "REASONING_FORMATS",

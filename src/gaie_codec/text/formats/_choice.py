@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from ..._errors import UsageError
 from ._harmony import harmony_parser
-from ._table import REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat, ToolFormat
+from ._reasoning_table import REASONING_FORMATS, ReasoningFormat
+from ._tool_table import TOOL_FORMATS, ToolFormat
 
 F = TypeVar("F", ToolFormat, ReasoningFormat)
 

@@ -13,8 +13,9 @@ from ._named_calls import named_calls
 from ._python_calls import python_calls
 from ._reader import MalformedCallError, Reader, Steps, markers_of
 from ._reasoning import reasoning as reasoning_steps
-from ._table import ReasoningFormat, ToolFormat, schema_layout
+from ._reasoning_table import ReasoningFormat
 from ._tagged_calls import tagged_calls
+from ._tool_table import ToolFormat, schema_layout
 from ._writer import Writer
 
 

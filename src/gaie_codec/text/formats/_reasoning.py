@@ -8,7 +8,7 @@ from ._reader import Reader, Steps, markers_of
 from ._writer import Writer
 
 if TYPE_CHECKING:
-    from ._table import ReasoningFormat
+    from ._reasoning_table import ReasoningFormat
 
 
 def reasoning(reader: Reader, writer: Writer, layout: ReasoningFormat, *, begins_inside: bool) -> Steps[None]:

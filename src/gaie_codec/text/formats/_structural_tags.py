@@ -13,7 +13,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from ._harmony import answer_tag, call_tag
-from ._table import ReasoningFormat, ToolFormat
+from ._reasoning_table import ReasoningFormat
+from ._tool_table import ToolFormat
 
 _Json = dict[str, Any]
 _THINK: Final = ("<think>", "</think>")

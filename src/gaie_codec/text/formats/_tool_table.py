@@ -1,18 +1,16 @@
-"""The table of formats: how models write tool calls and reasoning, one row each, and the names that servers have for the rows."""
+"""The table of tool call formats: how models write calls, one row each, and the names that servers have for the rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
 from ._layouts import BareArguments, HarmonyMessages, JsonCalls, Layout, NamedCalls, PythonCalls, TaggedCalls
-from ._reader import SPACE
 
 IdStyle = Literal["openai", "mistral"]
-_TAIL: Final = 256  # characters of a prompt in which a tag at its end is looked for
 
 
 class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,41 +32,6 @@ class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, is_guess=True, keeps_special_tokens=keeps)
 
 
-class ReasoningFormat(msgspec.Struct, frozen=True, kw_only=True):
-    """How a family of models tells what it thinks from what it answers."""
-
-    name: str
-    aliases: tuple[str, ...] = ()
-    start: str = "<think>"
-    end: str = "</think>"
-    interrupts: tuple[str, ...] = ()  # markers of calls, which end the reasoning as the end tag does
-    starts: Literal["inside", "outside"] = "inside"  # where an answer begins if neither the prompt's end nor a toggle tells
-    toggles: tuple[str, ...] = ()  # template variables that turn reasoning on and off; `starts` is what holds without them
-    opens: bool = False  # a start tag where the answer begins opens reasoning even where it was not expected
-    template: str = ""
-    keeps_special_tokens: bool = False
-    is_guess: bool = False
-
-    def guessed(self, is_skipped: Callable[[str], bool]) -> ReasoningFormat:
-        """The same where nobody says that the model writes so: what is not tagged is no reasoning."""
-        keeps = self.keeps_special_tokens and any(map(is_skipped, (self.start, self.end)))
-        return msgspec.structs.replace(self, is_guess=True, keeps_special_tokens=keeps, starts="outside", toggles=(), opens=True)
-
-    def begins_inside(self, prompt_text: str, template_kwargs: Mapping[str, Any]) -> bool:
-        """Is the beginning of the answer reasoning, even without a start tag?
-
-        The end of the prompt decides if it is one of the tags, else the template variables, else what such models do by default.
-        """
-        tail = prompt_text[-_TAIL:].rstrip(SPACE)
-        if tail.endswith((self.start, self.end)):
-            return tail.endswith(self.start)
-        told = [template_kwargs[name] for name in self.toggles if template_kwargs.get(name) is not None]
-        return any(told) if told else self.starts == "inside"
-
-
-_HARMONY: Final = r"<\|channel\|>analysis"
-
-
 def _texts(value: object) -> tuple[str, ...]:
     return value if isinstance(value, tuple) else ()
 
@@ -87,13 +50,28 @@ def _function_tags(begin: str, end: str) -> TaggedCalls:
     )
 
 
+def _dsml_tags(section: str) -> TaggedCalls:
+    return TaggedCalls(
+        begins=(f"<｜DSML｜{section}>", '<｜DSML｜invoke name="'),
+        end=f"</｜DSML｜{section}>",
+        call='<｜DSML｜invoke name="',
+        name_end='">',
+        argument='<｜DSML｜parameter name="',
+        argument_name_ends=('" string="true">', '" string="false">'),
+        texts=('" string="true">',),
+        others=('" string="false">',),
+        value_end="</｜DSML｜parameter>",
+        call_end="</｜DSML｜invoke>",
+    )
+
+
 # From the most telling template to the least: the first that matches is taken.
 _TOOL_ROWS: Final = (
     ToolFormat(
         name="harmony",
         aliases=("openai", "gpt-oss", "gpt_oss"),
         layout=HarmonyMessages(),
-        template=_HARMONY,
+        template=r"<\|channel\|>analysis",
         keeps_special_tokens=True,
         tag_style="harmony",
     ),
@@ -112,20 +90,15 @@ _TOOL_ROWS: Final = (
         tag_style="kimi",
     ),
     ToolFormat(
+        name="deepseek_v4",
+        aliases=("deepseekv4",),
+        layout=_dsml_tags("tool_calls"),
+        template="<｜DSML｜tool_calls>",
+    ),
+    ToolFormat(
         name="deepseek_v32",
         aliases=("deepseekv32",),
-        layout=TaggedCalls(
-            begins=("<｜DSML｜function_calls>", '<｜DSML｜invoke name="'),
-            end="</｜DSML｜function_calls>",
-            call='<｜DSML｜invoke name="',
-            name_end='">',
-            argument='<｜DSML｜parameter name="',
-            argument_name_ends=('" string="true">', '" string="false">'),
-            texts=('" string="true">',),
-            others=('" string="false">',),
-            value_end="</｜DSML｜parameter>",
-            call_end="</｜DSML｜invoke>",
-        ),
+        layout=_dsml_tags("function_calls"),
         template="｜DSML｜",
         tag_style="deepseek_v3_2",
     ),
@@ -217,6 +190,7 @@ _TOOL_ROWS: Final = (
     ),
     ToolFormat(
         name="llama4_pythonic",
+        aliases=("llama4",),
         layout=PythonCalls(begins=("<|python_start|>",), end="<|python_end|>", is_bare=True),
         template=r"<\|python_start\|>",
     ),
@@ -233,104 +207,52 @@ _TOOL_ROWS: Final = (
         template="<function_calls>",
     ),
     ToolFormat(
+        name="lfm2",
+        layout=PythonCalls(begins=("<|tool_call_start|>",), end="<|tool_call_end|>"),
+        template=r"<\|tool_call_start\|>",
+        keeps_special_tokens=True,
+    ),
+    ToolFormat(
+        name="granite",
+        layout=JsonCalls(begins=("<|tool_call|>",)),
+        template=r"<\|tool_call\|>",
+        keeps_special_tokens=True,
+    ),
+    ToolFormat(
+        name="internlm",
+        layout=JsonCalls(begins=("<|action_start|><|plugin|>",), end="<|action_end|>"),
+        template=r"<\|plugin\|>",
+        keeps_special_tokens=True,
+    ),
+    ToolFormat(
+        name="jamba",
+        layout=JsonCalls(begins=("<tool_calls>",), end="</tool_calls>"),
+        template="<tool_calls>",
+        keeps_special_tokens=True,
+    ),
+    ToolFormat(
+        name="longcat",
+        layout=JsonCalls(begins=("<longcat_tool_call>",), end="</longcat_tool_call>"),
+        template="<longcat_tool_call>",
+        keeps_special_tokens=True,
+    ),
+    ToolFormat(
+        name="phi4_mini_json",
+        layout=JsonCalls(begins=("functools",)),
+        template=r"functools\[",
+    ),
+    ToolFormat(
         name="pythonic",
         layout=PythonCalls(is_bare=True),
         template=r"\[func_name1\(",
     ),
     ToolFormat(
         name="hermes",
-        aliases=("qwen", "qwen25", "qwen2.5", "qwen3"),
+        aliases=("qwen", "qwen25", "qwen2.5", "qwen3", "granite4"),
         layout=JsonCalls(begins=("<tool_call>",), end="</tool_call>"),
         template="<tool_call>",
         keeps_special_tokens=True,
         tag_style="hermes",
-    ),
-)
-
-_REASONING_ROWS: Final = (
-    ReasoningFormat(
-        name="harmony",
-        aliases=("openai_gptoss", "gpt-oss", "gpt_oss", "openai"),
-        start="<|channel|>analysis<|message|>",
-        end="<|end|>",
-        starts="outside",
-        template=_HARMONY,
-        keeps_special_tokens=True,
-    ),
-    ReasoningFormat(
-        name="mistral",
-        start="[THINK]",
-        end="[/THINK]",
-        interrupts=("[TOOL_CALLS]",),
-        starts="outside",
-        opens=True,
-        template=r"\[THINK\]",
-        keeps_special_tokens=True,
-    ),
-    ReasoningFormat(
-        name="seed_oss",
-        start="<seed:think>",
-        end="</seed:think>",
-        interrupts=("<seed:tool_call>",),
-        template="<seed:think>",
-        keeps_special_tokens=True,
-    ),
-    ReasoningFormat(
-        name="kimi",
-        start="◁think▷",
-        end="◁/think▷",
-        starts="outside",
-        opens=True,
-        template="◁think▷",
-    ),
-    ReasoningFormat(
-        name="kimi_k2",
-        interrupts=("<|tool_calls_section_begin|>",),
-        toggles=("thinking", "enable_thinking"),
-        template=r"(?s)<\|tool_calls_section_begin\|>.*</?think>|</?think>.*<\|tool_calls_section_begin\|>",
-        keeps_special_tokens=True,
-    ),
-    ReasoningFormat(
-        name="minimax_m2",
-        aliases=("minimax", "minimax-m2", "minimax_m2_append_think", "minimax-append-think"),
-        template="(?s)<minimax:tool_call>.*</think>|</think>.*<minimax:tool_call>",
-    ),
-    ReasoningFormat(
-        name="glm45",
-        aliases=("glm47", "glm4", "glm"),
-        interrupts=("<tool_call>",),
-        toggles=("thinking", "enable_thinking"),
-        template=r"(?s)\[gMASK\].*</?think>",
-        keeps_special_tokens=True,
-    ),
-    ReasoningFormat(
-        name="deepseek_v3",
-        aliases=("deepseek-v3", "deepseek_v31", "deepseek-v31"),
-        starts="outside",
-        toggles=("thinking", "enable_thinking"),
-        opens=True,
-        template=r"(?s)\bthinking\b.*<｜Assistant｜>.*</think>",
-    ),
-    ReasoningFormat(
-        name="qwen3",
-        aliases=("mimo",),
-        interrupts=("<tool_call>",),
-        toggles=("enable_thinking",),
-        template="(?s)enable_thinking.*</?think>|</?think>.*enable_thinking",
-        keeps_special_tokens=True,
-    ),
-    ReasoningFormat(
-        name="nemotron_v3",
-        aliases=("nemotron_3",),
-        interrupts=("<tool_call>",),
-        toggles=("enable_thinking",),
-        keeps_special_tokens=True,
-    ),
-    ReasoningFormat(name="holo2", toggles=("thinking", "enable_thinking")),
-    ReasoningFormat(
-        name="deepseek_r1",
-        aliases=("deepseek-r1", "qwen3-thinking", "olmo3", "step3", "step3p5", "ernie45", "interns1", "think"),
-        template=r"(?s)<｜Assistant｜>.*</?think>|assistant[^{}]*<think>",
     ),
 )
 
@@ -343,9 +265,4 @@ def schema_layout(name: str) -> Layout:
     return BareArguments(name=name) if name else SCHEMA_CALLS
 
 
-def _by_name(rows: tuple[Any, ...]) -> Mapping[str, Any]:
-    return MappingProxyType({name: row for row in rows for name in (row.name, *row.aliases)})
-
-
-TOOL_FORMATS: Final[Mapping[str, ToolFormat]] = _by_name(_TOOL_ROWS)
-REASONING_FORMATS: Final[Mapping[str, ReasoningFormat]] = _by_name(_REASONING_ROWS)
+TOOL_FORMATS: Final[Mapping[str, ToolFormat]] = MappingProxyType({name: row for row in _TOOL_ROWS for name in (row.name, *row.aliases)})
