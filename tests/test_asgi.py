@@ -32,8 +32,8 @@ def chat(**fields):
 class Client:
     """Drives the application as an ASGI server would. `leave` is the client's disconnect."""
 
-    def __init__(self, upstream, *, limits=None, unsupported="reject", on_send=None, **options):
-        transcoder = Transcoder("vllm.engine", tokenizer=TOKENIZER, model=MODEL, limits=limits, unsupported=unsupported)
+    def __init__(self, upstream, *, limits=None, unsupported="reject", flavor="vllm", on_send=None, **options):
+        transcoder = Transcoder("vllm.engine", tokenizer=TOKENIZER, model=MODEL, limits=limits, unsupported=unsupported, flavor=flavor)
         self.app = create_app(upstream, transcoder, **options)
         self.on_send = on_send
         self.sent = []
@@ -158,6 +158,11 @@ def test_long_body_takes_a_thread():
 def test_bad_json_is_400():
     client = ask(ScriptedUpstream(), "POST", CHAT, b"{")
     assert (client.status, client.error["code"]) == (400, 400)
+
+
+def test_errors_are_in_the_flavor_of_answers():
+    client = ask(ScriptedUpstream(), "POST", CHAT, b"{", flavor="sglang")
+    assert json.loads(client.body).keys() == {"object", "message", "type", "param", "code"}
 
 
 @pytest.mark.parametrize(

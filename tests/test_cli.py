@@ -55,6 +55,10 @@ class TestRequest:
         assert list(parsed.tokenized.input_ids) == CASE["grpc_vllm"][0]["request"]["tokenized"]["input_ids"]
         assert parsed.sampling_params.max_tokens == 2033
 
+    def test_flavor(self) -> None:
+        message, _ = transcode("request", "--tokenizer", MODEL, "--flavor", "sglang", "--output", "message", data=REQUEST)
+        assert pb.GenerateRequest.FromString(message).request_id == "golden"
+
     def test_readable_forms(self, tmp_path: Path) -> None:
         file = tmp_path / "request.json"
         file.write_bytes(REQUEST)

@@ -127,6 +127,18 @@ def test_a_late_failure_of_a_unary_answer_still_has_its_status():
     assert stream.processor.error.code is Code.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.parametrize("mode", [None, BUFFERED])
+def test_errors_are_in_the_flavor_of_answers(mode):
+    here = gateway(FakeServer(flavor="sglang"), flavor="sglang")
+    of_mode = {} if mode is None else {"mode": mode}
+    refused = Stream(here, **of_mode).ask(b"{")
+    assert json.loads(refused.immediate.body)["object"] == "error"
+    failed = Stream(here, **of_mode).ask(chat()).answer([frames(EVENTS[:1])], trailers=[("grpc-status", "8")])
+    assert json.loads(failed.immediate.body)["object"] == "error"
+    streamed = Stream(here, **of_mode).ask(chat(stream=True)).answer([], trailers=[("grpc-status", "8")])
+    assert json.loads(streamed.immediate.body)["object"] == "error"
+
+
 def test_a_failure_amid_a_stream_is_an_event_and_no_done():
     stream = Stream().ask(chat(stream=True)).answer([frames(EVENTS[:1])], trailers=[("grpc-status", "13")])
     assert b'"error"' in stream.response.body

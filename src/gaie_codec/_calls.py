@@ -143,6 +143,8 @@ class Call:
         meta = ResponseMeta(
             id=id if id is not None else self.id,
             created=created,
+            flavor=transcoder.flavor.name,
+            eos_token_ids=transcoder.eos_token_ids,
             system_fingerprint=transcoder.system_fingerprint,
             prompt_tokens_details=transcoder.prompt_tokens_details,
             return_tokens_as_token_ids=transcoder.return_tokens_as_token_ids,

@@ -54,13 +54,13 @@ class CancelCall(msgspec.Struct, frozen=True):
 Output: TypeAlias = ResponseHead | BodyChunk | EndOfBody | CancelCall
 
 
-def encode_error_response(error: CodecError, path: str = "") -> tuple[Output, ...]:
-    """A whole HTTP answer that reports `error`, such as one that `Transcoder.request` raised. It is in OpenAI's form, and in Anthropic's
-    where `path`, that of the HTTP request, is one of theirs."""
+def encode_error_response(error: CodecError, path: str = "", *, flavor: str = "vllm") -> tuple[Output, ...]:
+    """A whole HTTP answer that reports `error`, such as one that `Transcoder.request` raised. It is in OpenAI's form, as the
+    transcoder's `flavor` has it, and in Anthropic's where `path`, that of the HTTP request, is one of theirs."""
     extra = (("allow", error.allow),) if isinstance(error, UnsupportedEndpointError) and error.allow else ()
     if isinstance(error, UpstreamStatusError):
         extra = _RETRY.get(error.code, ())
-    body = anthropic_errors.encode_error(error) if anthropic_errors.is_path(path) else encode_error(error)
+    body = anthropic_errors.encode_error(error) if anthropic_errors.is_path(path) else encode_error(error, flavor)
     return encode_json_response(body, status=error.http_status, headers=extra)
 
 

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from .text import Tokenizer
 
 _ALPHANUMERIC: Final = string.digits + string.ascii_letters
+_ID_BYTES: Final = {"sglang": 12}
 _MISTRAL_ID_LENGTH: Final = 9  # Mistral's chat templates refuse any other
 
-IdStyle = Literal["openai", "mistral", "responses", "anthropic"]
+IdStyle = Literal["openai", "mistral", "responses", "anthropic", "sglang"]
 
-_ID_PREFIXES: Final = {"openai": "chatcmpl-tool-", "responses": "call_", "anthropic": "toolu_"}
+_ID_PREFIXES: Final = {"openai": "chatcmpl-tool-", "responses": "call_", "anthropic": "toolu_", "sglang": "call_"}
 
 
 class OutputSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +47,7 @@ class OutputSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 def tool_call_id(style: IdStyle, request_id: str, choice: int, call: int) -> str:
     """The id of a call to which the model gave none: the same for the same place in the same request."""
-    digest = hashlib.blake2b(f"{request_id}\0{choice}\0{call}".encode("utf-8", "replace"), digest_size=8)
+    digest = hashlib.blake2b(f"{request_id}\0{choice}\0{call}".encode("utf-8", "replace"), digest_size=_ID_BYTES.get(style, 8))
     if style != "mistral":
         return f"{_ID_PREFIXES[style]}{digest.hexdigest()}"
     number, letters = int.from_bytes(digest.digest(), "big"), ""

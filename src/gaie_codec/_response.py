@@ -48,7 +48,7 @@ class Response:
 
     The `receive_*` methods return what to send and never raise on what a server sends: a broken upstream becomes the right HTTP
     answer, and `error` says what happened. They raise UsageError when called after the end of that response was received. `call` is the
-    place in `Call.calls` of the call that the bytes belong to. `ended` is true once EndOfBody was returned.
+    place in `Call.calls` of the call that the bytes belong to. `ended` is true once EndOfBody was returned, `flavor` the transcoder's.
     """
 
     __slots__ = (
@@ -64,6 +64,7 @@ class Response:
         "_wants_usage",
         "ended",
         "error",
+        "flavor",
     )
 
     def __init__(self, call: Call, encoder: ResponseEncoder) -> None:
@@ -73,6 +74,7 @@ class Response:
         self.ended = False
         self._http_path = call.http_path
         self._head_sent = self._is_open = False
+        self.flavor = transcoder.flavor.name
         is_plain = not encoder.is_detailed and call.has_choices
         self._encoder = encoder
         self._stages = [] if call.output is None else [self._stage(call, index) for index in range(sum(one.choices for one in call.calls))]
@@ -348,7 +350,7 @@ class Response:
             other.plain = plain_nothing
         if not self._encoder.streams or not (self._head_sent or any(parts)):
             self.ended = True
-            return encode_error_response(error, self._http_path)
+            return encode_error_response(error, self._http_path, flavor=self.flavor)
         # Text that waited for its choice to end, or could still have become a stop string, was generated: the client gets it.
         for choice in self._choices:
             delta: Delta | None = choice.abandon()

@@ -30,6 +30,7 @@ from .anthropic import ENDPOINTS as ANTHROPIC_ENDPOINTS
 from .openai import ENDPOINTS as OPENAI_ENDPOINTS
 from .openai import chat, passthrough, responses, sampling
 from .openai.endpoint import Asked, Decoded, Endpoint
+from .openai.flavors import FLAVORS, FlavorName
 from .text import formats
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class Transcoder:
     With `return_tokens_as_token_ids` log probabilities name tokens as `token_id:N`, unless a request says otherwise.
 
     `tool_call_parser` and `reasoning_parser` name how the model writes tool calls and reasoning (docs/parsers.md): "auto" is what the
-    server tells, else what the chat template shows; "none" leaves all output as content. Raises UsageError.
+    server tells, else what the chat template shows; "none" leaves all output as content. `flavor` "sglang" makes answers and errors as
+    SGLang's own OpenAI server does. Raises UsageError.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Transcoder:
         stop_holdback: Literal["prefix", "window"] = "prefix",
         prompt_tokens_details: bool = False,
         return_tokens_as_token_ids: bool = False,
+        flavor: FlavorName = "vllm",
         passthrough: bool = True,
         tool_call_parser: str = "auto",
         reasoning_parser: str = "auto",
@@ -120,13 +123,16 @@ class Transcoder:
         self.stop_holdback = stop_holdback
         self.prompt_tokens_details = prompt_tokens_details
         self.return_tokens_as_token_ids = return_tokens_as_token_ids
+        if flavor not in FLAVORS:
+            raise UsageError(f"flavor is {flavor!r}, not one of {', '.join(FLAVORS)}")
+        self.flavor = FLAVORS[flavor]
         template = getattr(tokenizer, "chat_template", "")
         is_skipped = partial(_is_skipped, tokenizer)
         self.tool_format = formats.choose_tool_format(tool_call_parser, self.model.tool_call_parser, template, is_skipped)
         self.reasoning_format = formats.choose_reasoning_format(reasoning_parser, self.model.reasoning_parser, template, is_skipped)
         self.eos_token_ids = (tokenizer.eos_token_ids if tokenizer is not None else frozenset()).union(self.model.eos_token_ids)
         self._accepts_media = "media" in self.adapter.carries and self.model.is_multimodal is not False
-        self.system_fingerprint = f"{self.adapter.dialect}-{self.adapter.snapshot.name}"
+        self.system_fingerprint = f"{self.adapter.dialect}-{self.adapter.snapshot.name}" if flavor == "vllm" else None
         try:
             sampling.decode_sampling({}, model=self.model, vocab_size=0, max_tokens=None, logprobs=None)
         except MalformedRequestError as error:
@@ -161,6 +167,8 @@ class Transcoder:
             model=self.model,
             max_prompts=self.limits.max_embeddings if endpoint is not None and endpoint.embeds else self.limits.max_calls,
             rewritten_model=model,
+            flavor=self.flavor,
+            fills_max_tokens=self.flavor.fills_max_tokens or self.adapter.default_max_tokens is not None,
             tool_format=self.tool_format,
             reasoning_format=self.reasoning_format,
             drops=self.unsupported == "drop",

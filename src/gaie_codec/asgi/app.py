@@ -157,13 +157,13 @@ class _App:
         except CodecError as error:
             meter.error = error
             _log.info("request %r: %d, %r", reply.request_id, error.http_status, str(error))
-            await _last_words(reply, error)
+            await self._last_words(reply, error)
         except Exception as error:
             meter.error = error
             _log.exception("request %r: a bug of gaie-codec", reply.request_id)
             if reply.has_started:
                 raise  # makes the server cut the connection, so that no client takes what it has for the whole answer
-            await _last_words(reply, CodecError("Internal server error"))
+            await self._last_words(reply, CodecError("Internal server error"))
         finally:
             meter.end()
 
@@ -272,6 +272,12 @@ class _App:
         if not response.ended:
             await reply.send(response.receive_status(*await upstream.status()))
 
+    async def _last_words(self, reply: _Reply, error: CodecError) -> None:
+        try:
+            await reply.send(encode_error_response(error, reply.path, flavor=self._transcoder.flavor.name))
+        except _ClientGone:
+            _log.info("request %r: the client has gone", reply.request_id)
+
     async def _check_health(self) -> None:
         try:
             await check_health(self._upstream, self._transcoder.adapter, timeout_s=self._health_timeout_s)
@@ -312,13 +318,6 @@ async def _read_all(upstreams: Sequence[UpstreamCall], response: Response, reply
         for task in pumps:
             task.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
-
-
-async def _last_words(reply: _Reply, error: CodecError) -> None:
-    try:
-        await reply.send(encode_error_response(error, reply.path))
-    except _ClientGone:
-        _log.info("request %r: the client has gone", reply.request_id)
 
 
 async def _receive_part(receive: Receive) -> Message:

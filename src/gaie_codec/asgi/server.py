@@ -50,6 +50,7 @@ async def run_serve(
     generation_config: Literal["auto", "none"] = "auto",
     tool_call_parser: str = "auto",
     reasoning_parser: str = "auto",
+    flavor: Literal["vllm", "sglang"] = "vllm",
     limits: Limits | None = None,
     metrics_listen: str | None = None,
     request_timeout_s: float | None = 600.0,
@@ -63,9 +64,9 @@ async def run_serve(
     `dialect` "auto" asks the model server what it speaks; `snapshot`, where given, is then one of that dialect. `tokenizer` is "server"
     (the model server's own, by GetTokenizer), "builtin", a directory or a model of the hub; `chat_template` is the text of one to use
     instead of the model's. `passthrough` False sends token ids also to a server that takes OpenAI JSON as it is. `generation_config`
-    "auto" takes the sampling defaults of a tokenizer's model where the server cannot tell its own. The parsers are as `Transcoder` takes
-    them. `metrics_listen` is where Prometheus
-    scrapes, as HOST:PORT; it then ends the line as ` metrics=HOST:PORT`. Raises UsageError with one line that says what is in the way.
+    "auto" takes the sampling defaults of a tokenizer's model where the server cannot tell its own. The parsers and
+    `flavor` are as `Transcoder` takes them. `metrics_listen` is where Prometheus scrapes, as HOST:PORT; it then ends the line as
+    ` metrics=HOST:PORT`. Raises UsageError with one line that says what is in the way.
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     adapter = adapters.get(snapshots.load(dialect, snapshot)) if dialect != AUTO else None
@@ -80,6 +81,7 @@ async def run_serve(
         generation_config=generation_config,
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
+        flavor=flavor,
         limits=limits if limits is not None else Limits(),
     )
     transcoders = Transcoders(options)

@@ -14,7 +14,7 @@ from ._compat import compat_command
 from ._conformance import conformance_command
 from ._envoy_config import envoy_config_command
 from ._ext_proc import ext_proc
-from ._options import parsers, run, seconds
+from ._options import flavor, parsers, run, seconds
 from ._pool import pool
 from ._probe import probe_command
 from ._proto import proto
@@ -128,6 +128,7 @@ def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script:
     help="Whether a server that takes OpenAI JSON as it is (sglang.runtime) gets it, instead of token ids.",
 )
 @parsers
+@flavor
 @click.option(
     "--generation-config",
     type=click.Choice(("auto", "none")),

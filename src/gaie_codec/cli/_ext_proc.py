@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..adapters import DIALECTS
-from ._options import parsers, run, seconds
+from ._options import flavor, parsers, run, seconds
 
 _PICKERS = ("round-robin", "least-inflight", "prefix", "none")
 
@@ -59,6 +59,7 @@ _PICKERS = ("round-robin", "least-inflight", "prefix", "none")
     help="'window' cuts chunks around stop strings just as vLLM does.",
 )
 @parsers
+@flavor
 @click.option(
     "--generation-config",
     type=click.Choice(("auto", "none")),

@@ -44,6 +44,15 @@ def parsers(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+flavor = click.option(
+    "--flavor",
+    type=click.Choice(("vllm", "sglang")),
+    default="vllm",
+    show_default=True,
+    help="Whose OpenAI server answers and errors look like: docs/differences.md.",
+)
+
+
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Until it ends, or Ctrl-C before it minds signals itself."""
     try:

@@ -15,7 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from .. import BodyChunk, CodecError, FrameDecoder, ModelInfo, Output, ResponseHead, Transcoder, UsageError, snapshots
 from .._framing import ENCODINGS, HEADER_BYTES
 from ..adapters import DIALECTS
-from ._options import parsers
+from ._options import flavor, parsers
 
 _WIRE_TYPES = ("varint", "fixed64", "length-delimited", "start-group", "end-group", "fixed32")
 _SHOWN_BYTES = 64
@@ -41,6 +41,7 @@ def _transcoder_options(command: Any) -> Any:
         click.option("--unsupported", type=click.Choice(("reject", "drop")), default="reject", show_default=True),
         click.option("--stop-holdback", type=click.Choice(("prefix", "window")), default="prefix", show_default=True),
         parsers,
+        flavor,
         click.option("--passthrough/--no-passthrough", default=True, show_default=True, help="Whether OpenAI JSON goes out as it is."),
     ]
     for option in reversed(options):

@@ -230,14 +230,14 @@ class Rewritten:
             return (immediate_grpc_error(self.error),)
         if self._whole_bodies and self.error is not None:  # a stream, nothing of which has left
             self.status = self.error.http_status
-            return (immediate_error(self.error, self._set_headers, self._http_path),)
+            return (immediate_error(self.error, self._set_headers, self._http_path, flavor=self._reading.flavor),)
         headers = [(name, value) for name, value in (*head.headers, *self._set_headers) if name != "content-length"]
         return (immediate_answer(head.status, data, headers, details=details),)
 
 
-def immediate_error(error: CodecError, set_headers: Iterable[tuple[str, str]] = (), path: str = "") -> Any:
-    """The answer to an HTTP client, in the form that its path has."""
-    head, body, _ = encode_error_response(error, path)
+def immediate_error(error: CodecError, set_headers: Iterable[tuple[str, str]] = (), path: str = "", *, flavor: str = "vllm") -> Any:
+    """The answer to an HTTP client, in the form that its path has, or OpenAI's in this flavor."""
+    head, body, _ = encode_error_response(error, path, flavor=flavor)
     assert isinstance(head, ResponseHead)
     assert isinstance(body, BodyChunk)
     headers = [(name, value) for name, value in (*head.headers, *set_headers) if name != "content-length"]

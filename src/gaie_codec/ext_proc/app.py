@@ -120,6 +120,7 @@ async def run_ext_proc(
             fallbacks=fallbacks,
             forwarded=forwarded,
             timeout_s=request_timeout_s,
+            flavor=(options or TranscoderOptions()).flavor,
             limits=(options or TranscoderOptions()).limits,
         )
         server = ExtProcServer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -48,5 +49,8 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True):
 
     timeout_s: float | None = None
     """What the model server is told of the deadline."""
+
+    flavor: Literal["vllm", "sglang"] = "vllm"
+    """Whose errors are told, as by the transcoders, where a request reaches none."""
 
     limits: Limits = Limits()

@@ -457,4 +457,4 @@ class Processor:
         reason = ((DROP_REASON, error.reason),) if isinstance(error, NoEndpointError | RequestShedError) else ()
         if self._is_grpc:
             return (immediate_grpc_error(error, reason),)
-        return (immediate_error(error, (*encode_answer_headers(self.request_id), *reason), self.path),)
+        return (immediate_error(error, (*encode_answer_headers(self.request_id), *reason), self.path, flavor=self._gateway.flavor),)

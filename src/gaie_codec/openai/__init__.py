@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final, TypeAlias
 
-from . import chat, chat_response, completions, completions_response, embeddings, responses, responses_response, scores
-from .endpoint import Endpoint
+from . import chat, chat_response, completions, completions_response, embeddings, responses, responses_response, scores, sglang_response
+from .endpoint import Endpoint, ResponseEncoder, ResponseMeta
+
+_MakeEncoder: TypeAlias = Callable[[Any, ResponseMeta], ResponseEncoder]
+
+
+def _by_flavor(vllm: _MakeEncoder, sglang: _MakeEncoder) -> _MakeEncoder:
+    """Whichever the answer's flavor asks for."""
+    return lambda options, meta: (vllm if meta.flavor == "vllm" else sglang)(options, meta)
+
 
 ENDPOINTS: Final[Mapping[str, Endpoint]] = MappingProxyType(
     {
         endpoint.path: endpoint
         for endpoint in (
-            Endpoint(path=chat.PATH, decode_request=chat.decode_request, make_encoder=chat_response.make_encoder),
-            Endpoint(path=completions.PATH, decode_request=completions.decode_request, make_encoder=completions_response.make_encoder),
+            Endpoint(
+                path=chat.PATH,
+                decode_request=chat.decode_request,
+                make_encoder=_by_flavor(chat_response.make_encoder, sglang_response.make_chat_encoder),
+            ),
+            Endpoint(
+                path=completions.PATH,
+                decode_request=completions.decode_request,
+                make_encoder=_by_flavor(completions_response.make_encoder, sglang_response.make_completion_encoder),
+            ),
             Endpoint(path=responses.PATH, decode_request=responses.decode_request, make_encoder=responses_response.make_encoder),
             Endpoint(
                 path=embeddings.PATH,

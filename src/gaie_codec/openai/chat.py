@@ -92,7 +92,7 @@ class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def decode_request(body: bytes, asked: Asked) -> Decoded:
     """Decode a chat completion request. The body's own `request_id` wins over the host's. Raises RequestError."""
-    return decode_fields(decode_json_object(body), asked)
+    return decode_fields(decode_json_object(body), asked, id_prefix=ID_PREFIX if asked.flavor.prefixes_ids else "")
 
 
 def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = ID_PREFIX) -> Decoded:
@@ -110,7 +110,8 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
     tools = decode_tools(fields.get("tools"))
     choice = decode_tool_choice(fields, tools)
     kwargs = _decode_template_kwargs(fields)
-    text, media = _decode_prompt(fields, tokenizer, model, tools, kwargs, accepts_media=asked.accepts_media)
+    shown = template_tools(tools if choice.kind != "none" or asked.flavor.shows_uncallable_tools else None, asked.flavor.name)
+    text, media = _decode_prompt(fields, tokenizer, model, shown, kwargs, accepts_media=asked.accepts_media)
     reading = decode_reading(fields, asked, tools=tools, choice=choice, prompt_text=text, template_kwargs=kwargs)
     special = bool_field(fields, "add_special_tokens")
     prompt_token_ids = truncate(
@@ -120,9 +121,10 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
         fields,
         model=model,
         vocab_size=vocab_size,
-        max_tokens=decode_max_tokens(_wanted_tokens(fields), len(prompt_token_ids), model),
+        max_tokens=decode_max_tokens(_wanted_tokens(fields), len(prompt_token_ids), model, fills=asked.fills_max_tokens),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        max_stop_strings=asked.flavor.max_stop_strings,
     )
     if reading.keeps_special_tokens:
         params = msgspec.structs.replace(params, skip_special_tokens=False)
@@ -219,7 +221,7 @@ def _decode_prompt(
         raise MalformedRequestError("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
     text = tokenizer.render_chat(
         messages,
-        tools=template_tools(tools),
+        tools=tools,
         documents=documents,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,

@@ -17,7 +17,7 @@ from .._errors import CodecError, UsageError
 from .._events import BodyEvent, Usage
 from .chat import ChatOptions
 from .endpoint import ResponseMeta
-from .errors import encode_error
+from .errors import encode_error, encode_error_event
 from .logprobs import encode_prompt_logprobs
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class StreamEncoder:
         choice: dict[str, Any] = {
             "index": delta.index,
             **self.part(delta),
-            "logprobs": {"content": [_logprob(entry) for entry in delta.logprobs]} if self._options.logprobs else None,
+            "logprobs": {"content": [encode_logprob(entry) for entry in delta.logprobs]} if self._options.logprobs else None,
             "finish_reason": delta.finish_reason,
         }
         if delta.finish_reason is not None:
@@ -131,7 +131,7 @@ class StreamEncoder:
         if delta.finish_reason is not None and self._meta.system_fingerprint and not self._options.include_usage:
             chunk["system_fingerprint"] = self._meta.system_fingerprint
         if delta.kv_transfer_params:
-            chunk["kv_transfer_params"] = _raw_json(delta.kv_transfer_params)
+            chunk["kv_transfer_params"] = raw_json(delta.kv_transfer_params)
         return self._chunk(chunk)
 
     def body(self, event: BodyEvent) -> bytes:
@@ -152,7 +152,7 @@ class StreamEncoder:
 
     def error(self, error: CodecError) -> bytes:
         """An error event. No `[DONE]` follows: the stream did not end well."""
-        return _sse.encode_event(encode_error(error))
+        return encode_error_event(error)
 
     def _chunk(self, rest: dict[str, Any]) -> bytes:
         return self._head + b"," + _encode(rest)[1:] + _sse.END
@@ -240,7 +240,7 @@ class UnaryEncoder:
         body |= self.prompt_part(self._prompts)
         for finish in self._finishes.values():
             if finish.kv_transfer_params:
-                body["kv_transfer_params"] = _raw_json(finish.kv_transfer_params)
+                body["kv_transfer_params"] = raw_json(finish.kv_transfer_params)
         return _encode(body)
 
     def error(self, error: CodecError) -> bytes:
@@ -274,7 +274,7 @@ class UnaryEncoder:
         choice: dict[str, Any] = {
             "index": index,
             **self.part(index, "".join(self._texts[index])),
-            "logprobs": {"content": [_logprob(entry) for entry in self._logprobs[index]]} if self._options.logprobs else None,
+            "logprobs": {"content": [encode_logprob(entry) for entry in self._logprobs[index]]} if self._options.logprobs else None,
             "finish_reason": finish.finish_reason,
             "stop_reason": finish.stop_reason,
         }
@@ -320,7 +320,8 @@ def _tool_call_piece(piece: ToolCall) -> dict[str, Any]:
     )
 
 
-def _raw_json(text: str) -> msgspec.Raw:
+def raw_json(text: str) -> msgspec.Raw:
+    """JSON text as a value of an answer."""
     return msgspec.Raw(msgspec.json.format(text.encode(), indent=-1))  # on one line, as an event has to be
 
 
@@ -338,7 +339,8 @@ def encode_usage(usage: Usage, with_details: bool, counts_reasoning: bool = Fals
     return encoded
 
 
-def _logprob(entry: TextLogprob) -> dict[str, Any]:
+def encode_logprob(entry: TextLogprob) -> dict[str, Any]:
+    """An entry of a chat's log probabilities."""
     return {**_token(entry.token, entry.logprob), "top_logprobs": [_token(token, value) for token, value in entry.top]}
 
 

@@ -78,7 +78,8 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
     lost = policy.refuse(fields, REFUSED, drops=asked.drops)
     given, name = decode_model(fields, asked)
     stream = bool_field(fields, "stream")
-    request_id = ID_PREFIX + decode_request_id(fields, asked)
+    prefixes = asked.flavor.prefixes_ids
+    request_id = (ID_PREFIX if prefixes else "") + decode_request_id(fields, asked)
     wanted = int_field(fields, "max_tokens")
     if "max_tokens" not in fields:
         wanted = DEFAULT_MAX_TOKENS
@@ -95,7 +96,13 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
     return_token_ids = bool_field(fields, "return_token_ids")
     texts, prompts = decode_prompts(fields, tokenizer, model.max_model_len, asked.max_prompts)
     params = sampling.decode_sampling(
-        fields, model=model, vocab_size=vocab_size, max_tokens=wanted, logprobs=logprobs, prompt_logprobs=prompt_logprobs
+        fields,
+        model=model,
+        vocab_size=vocab_size,
+        max_tokens=wanted,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        max_stop_strings=asked.flavor.max_stop_strings,
     )
     if params.n * len(prompts) > sampling.MAX_N:
         raise range_error("n", f"n times the number of prompts must be at most {sampling.MAX_N}, got {params.n * len(prompts)}.", params.n)
@@ -104,10 +111,10 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         kept = truncate(fields, token_ids, model.max_model_len)
         inferences.append(
             InferenceRequest(
-                request_id=f"{request_id}-{place}",
+                request_id=f"{request_id}-{place}" if prefixes or len(prompts) > 1 else request_id,
                 model=base_model(name, model),
                 prompt_token_ids=kept,
-                sampling=_limited(params, decode_max_tokens(wanted, len(kept), model)),
+                sampling=_limited(params, decode_max_tokens(wanted, len(kept), model, fills=asked.fills_max_tokens)),
                 stream=stream,
                 lora_name=model.lora_adapters.get(name, ""),
                 return_token_ids=return_token_ids,

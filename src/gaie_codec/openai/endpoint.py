@@ -9,6 +9,7 @@ import msgspec
 
 from .._events import BodyEvent, EmbeddingEvent, InferenceRequest, ModelInfo, Usage
 from .._parts import OutputSettings
+from .flavors import VLLM, Flavor
 
 if TYPE_CHECKING:
     from .._choices import Delta
@@ -32,6 +33,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a field that cannot be done is left out and reported, instead of refused."""
     accepts_media: bool = False
     """Whether images, video and sound can be sent to the model server."""
+    flavor: Flavor = VLLM
+    fills_max_tokens: bool = True
+    """An absent `max_tokens` is sent as what the context has room for; else the model server is left to take it so."""
     tool_format: ToolFormat | None = None
     reasoning_format: ReasoningFormat | None = None
     """How the model writes tool calls and reasoning; None where nothing tells."""
@@ -57,6 +61,8 @@ class ResponseMeta(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     created: int
+    flavor: str = "vllm"
+    eos_token_ids: frozenset[int] = frozenset()
     system_fingerprint: str | None = None
     prompt_tokens_details: bool = False
     """Show `prompt_tokens_details.cached_tokens` in usage, as vLLM does with --enable-prompt-tokens-details."""

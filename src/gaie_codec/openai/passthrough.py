@@ -28,7 +28,7 @@ from .._errors import (
 from .._events import BodyEvent, InferenceRequest, SamplingParams, Usage
 from . import chat, completions, embeddings, sampling
 from .endpoint import Asked, Decoded, ResponseMeta
-from .errors import encode_error
+from .errors import encode_error, encode_error_event
 from .fields import bool_field, decode_json_object, int_field, object_field, range_error, str_field, type_error
 from .messages import decode_messages
 from .request import base_model, decode_model, decode_request_id, decode_stream_options
@@ -231,6 +231,7 @@ class _Passthrough:
     is_detailed = True
 
     def __init__(self, options: PassthroughOptions, meta: ResponseMeta) -> None:
+        self._flavor = meta.flavor
         self._options = options
         self.finish_reasons: dict[int, str] = {}
         self.reported_usage: Usage | None = None
@@ -318,7 +319,7 @@ class PassthroughStream(_Passthrough):
 
     def error(self, error: CodecError) -> bytes:
         """An error event. No `[DONE]` follows."""
-        return _sse.encode_event(encode_error(error))
+        return encode_error_event(error, self._flavor)
 
 
 class PassthroughBody(_Passthrough):
@@ -348,7 +349,7 @@ class PassthroughBody(_Passthrough):
 
     def error(self, error: CodecError) -> bytes:
         """The error body alone."""
-        return encode_error(error)
+        return encode_error(error, self._flavor)
 
 
 def make_encoder(options: PassthroughOptions, meta: ResponseMeta) -> PassthroughStream | PassthroughBody:

@@ -21,7 +21,7 @@ def decode_model(fields: Mapping[str, Any], asked: Asked) -> tuple[str, str]:
     """The name as the client gave it, and what it stands for, maybe a LoRA adapter. Raises ModelNotFoundError if that is not served."""
     given = str_field(fields, "model")
     name = asked.rewritten_model or given
-    if not asked.model.serves(name):
+    if asked.flavor.checks_model and not asked.model.serves(name):
         raise ModelNotFoundError(f"The model `{name[:200]}` does not exist.", param="model")
     return given or name, name
 
@@ -112,13 +112,14 @@ def check_length(token_ids: list[int], max_model_len: int) -> None:
         )
 
 
-def decode_max_tokens(wanted: int | None, prompt_tokens: int, model: ModelInfo) -> int | None:
-    """How many tokens to generate: as wanted, the model's own default, or what the context has room for. None where nobody knows."""
+def decode_max_tokens(wanted: int | None, prompt_tokens: int, model: ModelInfo, *, fills: bool = True) -> int | None:
+    """How many tokens to generate: as wanted, the model's own default, or, if it `fills` it in, what the context has room for. None where
+    nobody knows."""
     max_model_len = model.max_model_len
     default = as_int(model.default_sampling_params.get("max_tokens"), "max_tokens")
     if wanted is None and default is not None:
         return min(default, max_model_len - prompt_tokens) if max_model_len else default
-    if not max_model_len:
+    if not max_model_len or (wanted is None and not fills):
         return wanted
     if wanted is not None and wanted > max_model_len:
         raise range_error(

@@ -16,6 +16,7 @@ from .._parts import OutputSettings
 from ..text import formats
 from .endpoint import Asked
 from .fields import bool_field, range_error, type_error
+from .flavors import FlavorName
 
 _KINDS: Final = ("none", "auto", "required")
 _USAGE: Final = '{"type": "function", "function": {"name": "my_function"}}'
@@ -52,17 +53,27 @@ def decode_tools(value: Any) -> list[dict[str, Any]] | None:
     return value
 
 
-def template_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
-    """Tools as vLLM hands them to a template: type and function first, missing keys as explicit nulls, `strict` where it is said, others
-    dropped."""
+def template_tools(tools: Sequence[Mapping[str, Any]] | None, flavor: FlavorName = "vllm") -> list[dict[str, Any]] | None:
+    """Tools as the flavor's server hands them to a template, so that prompts are the same to the token. vLLM has type and function first,
+    missing keys as explicit nulls, `strict` where it is said, and drops others; SGLang keeps the client's order, with `description` and
+    `defer_loading` after it."""
     if tools is None:
         return None
+    if flavor == "sglang":
+        return [
+            {"type": "function", "function": _as_sglang(tool["function"]), "defer_loading": tool.get("defer_loading")} for tool in tools
+        ]
     return [{"type": "function", "function": _template_function(tool["function"])} for tool in tools]
 
 
 def _template_function(function: Mapping[str, Any]) -> dict[str, Any]:
     dumped = {key: function.get(key) for key in ("name", "description", "parameters")}
     return dumped if function.get("strict") is None else dumped | {"strict": function["strict"]}
+
+
+def _as_sglang(function: Mapping[str, Any]) -> dict[str, Any]:
+    known = ("name", "description", "parameters", "strict")
+    return {**{key: value for key, value in function.items() if key in known}, "description": function.get("description")}
 
 
 def decode_tool_choice(fields: Mapping[str, Any], tools: Sequence[Mapping[str, Any]] | None) -> ToolChoice:
@@ -135,7 +146,7 @@ def decode_reading(
             required=choice.kind == "required",
             forced=choice.name,
         ),
-        id_style=tool_format.id_style if tool_format is not None else "openai",
+        id_style=asked.flavor.id_style or (tool_format.id_style if tool_format is not None else "openai"),
         reasoning_start=reasoning.start if reasoning is not None else "",
         reasoning_ends=(reasoning.end, *reasoning.interrupts) if reasoning is not None else (),
         begins_inside=begins_inside,

@@ -44,6 +44,7 @@ class TranscoderOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
+    flavor: Literal["vllm", "sglang"] = "vllm"
     limits: Limits = Limits()
 
 
@@ -108,6 +109,7 @@ class Transcoders:
             passthrough=options.passthrough,
             tool_call_parser=options.tool_call_parser,
             reasoning_parser=options.reasoning_parser,
+            flavor=options.flavor,
         )
         self._made.add(made)
         return made
