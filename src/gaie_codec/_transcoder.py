@@ -199,6 +199,7 @@ class Transcoder:
             request_id="",
             tokenizer=self.tokenizer,
             model=self.model,
+            flavor=self.flavor,
             tool_format=self.tool_format,
             reasoning_format=self.reasoning_format,
             accepts_media=self._accepts_media,
