@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from google.protobuf.json_format import MessageToDict
 from hypothesis import given
@@ -76,6 +77,15 @@ def test_scalars_without_presence_are_always_written(adapter):
     greedy = adapter.encode_request(InferenceRequest(request_id="r", sampling=SamplingParams(temperature=0.0)))
     assert greedy.sampling_params.temperature == 0.0
     assert adapter.decode_request(greedy).sampling.temperature == 0.0
+
+
+@everywhere
+def test_reasoning_is_announced_unless_a_grammar_is_to_hold_from_the_first_token(adapter):
+    request = InferenceRequest(request_id="r", prompt_token_ids=[5], thinks=True)
+    message = adapter.encode_request(request)
+    assert adapter.decode_request(message).thinks == ("thinks" in adapter.sends)
+    at_once = msgspec.structs.replace(request, sampling=SamplingParams(grammar_from_first_token=True))
+    assert not adapter.decode_request(adapter.encode_request(at_once)).thinks
 
 
 def test_zeros_are_read_as_the_servicer_reads_them():

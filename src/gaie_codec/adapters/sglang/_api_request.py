@@ -102,7 +102,7 @@ def coder(request_type: Any) -> RequestCoder:
             message.cache_salt.one = request.cache_salt
         if request.lora_name:
             message.lora_path.one.value = request.lora_name
-        if request.thinks and "thinks" in sends:
+        if request.thinks and "thinks" in sends and not params.grammar_from_first_token:
             message.require_reasoning = True
         return message
 

@@ -94,7 +94,7 @@ def coder(request_type: Any, text_request_type: Any) -> RequestCoder:
             message.session_id = request.session_id
         if request.priority:
             message.priority = request.priority
-        if request.thinks and "thinks" in sends:
+        if request.thinks and "thinks" in sends and not params.grammar_from_first_token:
             message.require_reasoning = True
         for media in request.media:
             getattr(message, _MEDIA_FIELDS[media.kind]).append(media.url)

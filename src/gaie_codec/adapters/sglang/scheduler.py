@@ -135,7 +135,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         if request.data_parallel_rank is not None:
             message.data_parallel_rank = request.data_parallel_rank
         message.stream = request.stream
-        if request.thinks and "thinks" in sends:
+        if request.thinks and "thinks" in sends and not params.grammar_from_first_token:
             message.require_reasoning = True
         return message
 
