@@ -410,6 +410,12 @@ def test_arguments_may_be_objects_and_names_may_be_anything():
     assert token_ids.count(END) == 2
 
 
+def test_ids_and_names_of_calls_may_be_missing_or_wrong():
+    calls = [{"id": ["x"], "function": {"name": None, "arguments": ""}}, {"function": {}}]
+    messages = [{"role": "assistant", "content": None, "tool_calls": calls}, {"role": "tool", "content": "y"}]
+    assert tokenizer().render_chat(messages).count("functions.<|channel|>commentary") == 3
+
+
 def test_without_a_clock_there_is_no_date():
     assert "Current date" not in tokenizer(date=None).render_chat([{"role": "user", "content": "x"}])
 

@@ -60,7 +60,8 @@ def tool_call_id(style: IdStyle, request_id: str, choice: int, call: int) -> str
 class PartsStage:
     """Of one choice. `reasoning_tokens` are those so far.
 
-    They are counted by ids between the tags. Where there are no ids, or a tag is no token, the text of the reasoning is tokenized.
+    They are counted by ids between the tags. Where there are no ids, or a tag is no token, the text of the reasoning is tokenized. A parser
+    that takes ids counts them itself. It gets the text all the same where `has_stops`: that is cut at stop strings, and ids are not.
     """
 
     __slots__ = (
@@ -82,13 +83,20 @@ class PartsStage:
     )
 
     def __init__(
-        self, index: int, settings: OutputSettings, *, request_id: str, tokenizer: Tokenizer | None, eos_token_ids: frozenset[int]
+        self,
+        index: int,
+        settings: OutputSettings,
+        *,
+        request_id: str,
+        tokenizer: Tokenizer | None,
+        eos_token_ids: frozenset[int],
+        has_stops: bool = False,
     ) -> None:
         self.index = index
         self.reasoning_tokens = 0
         self._settings = settings
         self._parser = settings.make_parser()
-        self._feed_ids: Any = getattr(self._parser, "feed_ids", None)
+        self._feed_ids: Any = getattr(self._parser, "feed_ids", None) if not has_stops else None
         self.takes_ids = self._feed_ids is not None
         self._request_id = request_id
         self._eos_ids = eos_token_ids
@@ -125,7 +133,12 @@ class PartsStage:
         counts_text, self.counts_text = self.counts_text, self.counts_text or not token_ids
         self.count(token_ids)
         takes_ids = self.takes_ids and bool(token_ids)
-        parts = [*(self._complete(self._feed_ids(token_ids)) if takes_ids else self.feed(delta.text))]
+        if takes_ids:
+            self.counts_text = False
+            parts = [*self._complete(self._feed_ids(token_ids))]
+            self.reasoning_tokens = getattr(self._parser, "reasoning_tokens", self.reasoning_tokens)
+        else:
+            parts = [*self.feed(delta.text)]
         reason = delta.finish_reason
         if reason is not None:
             parts += self._complete(self._parser.finish())

@@ -111,7 +111,14 @@ class Response:
     def _stage(self, call: Call, index: int) -> PartsStage:
         transcoder = call.transcoder
         assert call.output is not None
-        return PartsStage(index, call.output, request_id=call.id, tokenizer=transcoder.tokenizer, eos_token_ids=transcoder.eos_token_ids)
+        return PartsStage(
+            index,
+            call.output,
+            request_id=call.id,
+            tokenizer=transcoder.tokenizer,
+            eos_token_ids=transcoder.eos_token_ids,
+            has_stops=bool(call.inference.sampling.stop),
+        )
 
     def _choice(self, call: Call, upstream: Any, place: int) -> Choice | TextChoice:
         transcoder, request = call.transcoder, upstream.inference

@@ -6,13 +6,14 @@ output in a way that this codec does not have yet (refused by name). What no tab
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from .._errors import MalformedRequestError, UsageError
-from .._events import InferenceRequest, Media, ModelInfo
+from .._events import Constraint, InferenceRequest, Media, ModelInfo
+from ..text import formats
 from . import policy, sampling
 from .endpoint import Asked, Decoded
 from .fields import bool_field, decode_json_object, int_field, literal_fault, object_field, type_error, type_errors
@@ -20,6 +21,7 @@ from .logprobs import decode_chat_logprobs, decode_prompt_logprobs, decode_shows
 from .messages import decode_messages
 from .request import (
     base_model,
+    check_chars,
     decode_max_tokens,
     decode_model,
     decode_request_id,
@@ -111,12 +113,13 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
     choice = decode_tool_choice(fields, tools)
     kwargs = _decode_template_kwargs(fields)
     shown = template_tools(tools if choice.kind != "none" or asked.flavor.shows_uncallable_tools else None, asked.flavor.name)
-    text, media = _decode_prompt(fields, tokenizer, model, shown, kwargs, accepts_media=asked.accepts_media)
+    prompt, media = _decode_prompt(fields, tokenizer, model, shown, kwargs, accepts_media=asked.accepts_media)
+    text = prompt if isinstance(prompt, str) else ""
     reading = decode_reading(fields, asked, tools=tools, choice=choice, prompt_text=text, template_kwargs=kwargs)
-    special = bool_field(fields, "add_special_tokens")
-    prompt_token_ids = truncate(
-        fields, encode_text(fields, text, tokenizer, model.max_model_len, add_special_tokens=special), model.max_model_len
-    )
+    if isinstance(prompt, str):
+        special = bool_field(fields, "add_special_tokens")
+        prompt = encode_text(fields, prompt, tokenizer, model.max_model_len, add_special_tokens=special)
+    prompt_token_ids = truncate(fields, prompt, model.max_model_len)
     params = sampling.decode_sampling(
         fields,
         model=model,
@@ -130,6 +133,12 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
         params = msgspec.structs.replace(params, skip_special_tokens=False)
     if reading.constraint is not None:
         params = msgspec.structs.replace(params, constraint=reading.constraint)
+    elif params.constraint is not None:
+        held = formats.constrain_answer(asked.tool_format, asked.reasoning_format, params.constraint.kind, params.constraint.value)
+        params = params if held is None else msgspec.structs.replace(params, constraint=Constraint(kind=held[0], value=held[1]))
+    if reading.stop_token_ids and not params.ignore_eos:
+        stop_token_ids = tuple(dict.fromkeys((*params.stop_token_ids, *reading.stop_token_ids)))
+        params = msgspec.structs.replace(params, stop_token_ids=stop_token_ids)
     if params.constraint is not None and not bool_field(fields, "include_reasoning", True):
         params = msgspec.structs.replace(params, grammar_from_first_token=True)
     include_usage, continuous_usage = decode_stream_options(fields, stream)
@@ -196,16 +205,21 @@ def _decode_prompt(
     kwargs: Mapping[str, Any],
     *,
     accepts_media: bool,
-) -> tuple[str, tuple[Media, ...]]:
-    """The prompt's text, and the media that it has places for."""
+) -> tuple[str | list[int], tuple[Media, ...]]:
+    """The prompt's text, or its tokens where the tokenizer makes these itself, and the media that it has places for."""
     if "messages" not in fields:
         raise type_error("messages", "missing", "Field required")
+    encode_chat: Callable[..., list[int]] | None = getattr(tokenizer, "encode_chat", None)
     messages, media = decode_messages(
         fields["messages"],
         accepts_content_parts=tokenizer.accepts_content_parts,
         accepts_media=accepts_media,
         text_model=next(iter(model.names), "the model") if model.is_multimodal is False else "",
+        keeps_arguments=encode_chat is not None,
     )
+    if encode_chat is not None:
+        chars = sum(len(part.get("text", "")) for message in messages for part in message["content"])
+        check_chars(fields, chars, tokenizer, model.max_model_len)
     documents = fields.get("documents")
     if documents is not None:
         if not isinstance(documents, list):
@@ -219,7 +233,8 @@ def _decode_prompt(
     continue_final_message = bool_field(fields, "continue_final_message")
     if add_generation_prompt and continue_final_message:
         raise MalformedRequestError("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
-    text = tokenizer.render_chat(
+    render: Callable[..., str | list[int]] = encode_chat or tokenizer.render_chat
+    prompt = render(
         messages,
         tools=tools,
         documents=documents,
@@ -227,7 +242,7 @@ def _decode_prompt(
         continue_final_message=continue_final_message,
         template_kwargs=kwargs,
     )
-    return text, tuple(media)
+    return prompt, tuple(media)
 
 
 def _wanted_tokens(fields: Mapping[str, Any]) -> int | None:

@@ -21,16 +21,16 @@ _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "ref
 
 
 def decode_messages(
-    value: Any, *, accepts_content_parts: bool, accepts_media: bool = False, text_model: str = ""
+    value: Any, *, accepts_content_parts: bool, accepts_media: bool = False, text_model: str = "", keeps_arguments: bool = False
 ) -> tuple[list[dict[str, Any]], list[Media]]:
-    """The conversation, and the media in it in their order; `text_model` is the name of a model that takes text only. Raises
-    MalformedRequestError or UnsupportedFieldError naming the message."""
+    """The conversation, and the media in it in their order; `text_model` is the name of a model that takes text only, `keeps_arguments`
+    leaves those of tool calls the text that they are. Raises MalformedRequestError or UnsupportedFieldError naming the message."""
     if not isinstance(value, list):
         raise type_error("messages", "list_type", "Input should be a valid list")
     if not value:
         raise MalformedRequestError("Cannot apply chat template to an empty conversation. Provide at least one message.")
     media: list[Media] = []
-    parts = _Parts(media, accepts_content_parts, accepts_media, text_model)
+    parts = _Parts(media, accepts_content_parts, accepts_media, text_model, keeps_arguments)
     return [_decode_message(message, f"messages.{place}", parts) for place, message in enumerate(value)], media
 
 
@@ -54,14 +54,17 @@ def _decode_message(message: Any, loc: str, parts: _Parts) -> dict[str, Any]:
             decoded["reasoning"] = decoded["reasoning_content"] = reasoning
         tool_calls = message.get("tool_calls")
         if tool_calls:
-            decoded["tool_calls"] = _decode_tool_calls(tool_calls, f"{loc}.tool_calls")
+            decoded["tool_calls"] = _decode_tool_calls(tool_calls, f"{loc}.tool_calls", keeps_arguments=parts.keeps_arguments)
     return decoded
 
 
 class _Parts:
     """Content as a template takes it. Media are put aside as they come."""
 
-    def __init__(self, media: list[Media], accepts_content_parts: bool, accepts_media: bool, text_model: str) -> None:
+    def __init__(
+        self, media: list[Media], accepts_content_parts: bool, accepts_media: bool, text_model: str, keeps_arguments: bool
+    ) -> None:
+        self.keeps_arguments = keeps_arguments
         self._media = media
         self._accepts_content_parts = accepts_content_parts
         self._accepts_media = accepts_media
@@ -137,7 +140,7 @@ def _decode_detail(inner: dict[str, Any], loc: str) -> str:
     return detail or ""
 
 
-def _decode_tool_calls(value: Any, loc: str) -> list[dict[str, Any]]:
+def _decode_tool_calls(value: Any, loc: str, *, keeps_arguments: bool) -> list[dict[str, Any]]:
     if not isinstance(value, list):
         raise type_error(loc, "list_type", "Input should be a valid list")
     calls = []
@@ -147,12 +150,12 @@ def _decode_tool_calls(value: Any, loc: str) -> list[dict[str, Any]]:
         if not isinstance(function, dict):
             raise type_error(where, "missing", "Field required")
         arguments = function.get("arguments")
-        if isinstance(arguments, str):
+        if isinstance(arguments, str) and not keeps_arguments:
             try:
                 arguments = msgspec.json.decode(arguments) if arguments else {}
             except (msgspec.DecodeError, RecursionError):
                 raise MalformedRequestError("tool-call arguments are not valid JSON", param=f"{where}.arguments") from None
-        elif arguments is not None:
+        elif not isinstance(arguments, str | None):
             raise type_error(f"{where}.arguments", "string_type", "Input should be a valid string")
         calls.append({**call, "function": {**function, "arguments": arguments if arguments is not None else {}}})
     return calls

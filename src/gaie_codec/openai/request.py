@@ -58,15 +58,20 @@ def _object_text(fields: Mapping[str, Any], name: str) -> str:
 def encode_text(fields: Mapping[str, Any], text: str, tokenizer: Tokenizer, max_model_len: int, *, add_special_tokens: bool) -> list[int]:
     """The token ids of a prompt. One that is too long whatever its tokens are is refused without counting them, as by vLLM: that takes
     a second for each MB."""
+    check_chars(fields, len(text), tokenizer, max_model_len)
+    return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+
+def check_chars(fields: Mapping[str, Any], chars: int, tokenizer: Tokenizer, max_model_len: int) -> None:
+    """Raise MalformedRequestError for a prompt of so many characters that no tokens of its context can stand for them."""
     most = max_model_len * getattr(tokenizer, "max_token_chars", 0)
-    if most and len(text) > most and fields.get("truncate_prompt_tokens") is None:
+    if most and chars > most and fields.get("truncate_prompt_tokens") is None:
         raise range_error(
             "input_text",
-            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {len(text)} characters, and"
+            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {chars} characters, and"
             f" {most} are the most that so many tokens can stand for. Please reduce the length of the input prompt.",
-            len(text),
+            chars,
         )
-    return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 def truncate(fields: Mapping[str, Any], token_ids: list[int], max_model_len: int) -> list[int]:

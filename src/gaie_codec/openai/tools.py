@@ -111,6 +111,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     is_told: bool = False
     """A parser was chosen, and is no guess."""
     thinks: bool = False
+    stop_token_ids: tuple[int, ...] = ()
 
 
 def decode_reading(
@@ -134,11 +135,11 @@ def decode_reading(
     if called:
         tag = formats.constrain(tool_format, called, choice.kind, choice.name)
         constraint = tag and Constraint(kind=tag[0], value=tag[1])
-    if not called and reasoning is None:
+    if not called and reasoning is None and not (tool_format is not None and tool_format.reads_reasoning):
         return Reading()
     output = OutputSettings(
         make_parser=lambda: formats.make_parser(
-            tools=tool_format if called else None,
+            tools=tool_format if called or reasoning is None else None,
             reasoning=reasoning,
             begins_inside=begins_inside,
             definitions=called or (),
@@ -157,4 +158,12 @@ def decode_reading(
         called is not None and tool_format is not None and tool_format.keeps_special_tokens
     )
     is_told = any(one is not None and not one.is_guess for one in (reasoning, tool_format if called else None))
-    return Reading(output=output, constraint=constraint, keeps_special_tokens=keeps, is_told=is_told, thinks=begins_inside)
+    stops = [one.stop_token_ids for one in (tool_format, reasoning) if one is not None]
+    return Reading(
+        output=output,
+        constraint=constraint,
+        keeps_special_tokens=keeps,
+        is_told=is_told,
+        thinks=begins_inside,
+        stop_token_ids=max(stops, key=len, default=()),
+    )

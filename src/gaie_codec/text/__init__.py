@@ -84,7 +84,8 @@ class Tokenizer(Protocol):
     """One model's tokenizer and chat template. Safe to share between requests; what has state is the Detokenizer.
 
     It may also have `chat_template`, the template's source, which shows how the model writes tool calls and reasoning, and
-    `max_token_chars`, how many characters a token stands for at most.
+    `max_token_chars`, how many characters a token stands for at most. One that has `encode_chat`, with the arguments of `render_chat`,
+    makes the prompt's token ids itself; it gets the arguments of tool calls as text, as they came.
     """
 
     @property

@@ -94,6 +94,9 @@ class HarmonyParser:
 
     def feed_ids(self, token_ids: Sequence[int]) -> list[Part]:
         """Like `feed`, for token ids. Those outside the vocabulary add nothing."""
+        if self._held:
+            self._feed_piece(self._held)
+            self._held = ""
         for token_id in token_ids:
             message = self._message
             if message is None or token_id in _STEPS:

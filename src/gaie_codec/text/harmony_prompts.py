@@ -145,7 +145,8 @@ class _Prompt:
             self._add_developer(instructions, tools)
 
     def add_history(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        names = {call.get("id"): call["function"].get("name", "") for message in messages for call in message.get("tool_calls") or ()}
+        calls = [call for message in messages for call in message.get("tool_calls") or ()]
+        names = {call["id"]: call["function"].get("name") or "" for call in calls if isinstance(call.get("id"), str)}
         # What was thought before the last answer is not shown again.
         answered = max((place for place, message in enumerate(messages) if _is_answer(message)), default=-1)
         for place, message in enumerate(messages):
@@ -177,7 +178,7 @@ class _Prompt:
             arguments = function.get("arguments") or ""
             if not isinstance(arguments, str):
                 arguments = json.dumps(arguments, ensure_ascii=False)
-            self._add_text(self._call_frame(function.get("name", "")), [arguments], CALL)
+            self._add_text(self._call_frame(function.get("name") or ""), [arguments], CALL)
         if not calls and texts and texts[0]:
             self._add_text(_frame("assistant", channel="final"), texts)
 

@@ -50,4 +50,5 @@ def _find(formats: Mapping[str, F], option: str, told: str, template: str, is_sk
     if told in formats:
         return formats[told]
     shown = next((row for row in dict.fromkeys(formats.values()) if row.template and re.search(row.template, template)), None)
-    return shown and shown.guessed(is_skipped)
+    # Nothing but gpt-oss is asked in harmony, and it answers in nothing else.
+    return shown if shown is None or shown.name == "harmony" else shown.guessed(is_skipped)

@@ -26,6 +26,7 @@ class ReasoningFormat(msgspec.Struct, frozen=True, kw_only=True):
     opens: bool = False  # a start tag where the answer begins opens reasoning even where it was not expected
     template: str = ""
     keeps_special_tokens: bool = False
+    stop_token_ids: tuple[int, ...] = ()
     is_guess: bool = False
 
     def guessed(self, is_skipped: Callable[[str], bool]) -> ReasoningFormat:
@@ -56,6 +57,7 @@ _REASONING_ROWS: Final = (
         end="<|end|>",
         starts="outside",
         template=r"<\|channel\|>analysis",
+        stop_token_ids=(200012,),  # <|call|>
         keeps_special_tokens=True,
     ),
     ReasoningFormat(

@@ -22,6 +22,8 @@ class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
     template: str = ""  # a regular expression that the chat templates of such models match
     keeps_special_tokens: bool = False  # markers are special tokens, so the text must keep these: vLLM sends skip_special_tokens=False
     id_style: IdStyle = "openai"  # of calls to which the model gives none: chatcmpl-tool-<16 hex>, or 9 alphanumerics
+    stop_token_ids: tuple[int, ...] = ()  # that end an answer besides the end token; vLLM has them of the model's generation config
+    reads_reasoning: bool = False  # as well, since the calls are in no text of their own
     tag_style: str = ""  # of the structural tag that forces a call; without one a call is forced by a JSON schema, and is that JSON
     is_guess: bool = False
 
@@ -71,6 +73,8 @@ _TOOL_ROWS: Final = (
         name="harmony",
         aliases=("openai", "gpt-oss", "gpt_oss"),
         layout=HarmonyMessages(),
+        stop_token_ids=(200012,),  # <|call|>
+        reads_reasoning=True,
         template=r"<\|channel\|>analysis",
         keeps_special_tokens=True,
         tag_style="harmony",
