@@ -7,6 +7,7 @@ from typing import Any
 
 import anthropic
 import httpx
+import pydantic
 import pytest
 
 from gaie_codec import ModelInfo
@@ -130,3 +131,88 @@ def test_errors_of_the_request(client: anthropic.Anthropic, url: str) -> None:
     answer = httpx.post(f"{url}/v1/messages", json=request(thinking={"type": "enabled", "budget_tokens": 1024}, max_tokens=1500, foo=1))
     assert answer.status_code == 200
     assert answer.headers["x-gaie-codec-dropped"] == "foo, thinking.budget_tokens"
+
+
+@pytest.fixture(scope="module", params=["vllm.engine", "vllm.inference", "sglang.api"])
+def parsing(request: pytest.FixtureRequest) -> Iterator[anthropic.Anthropic]:
+    """In front of a model that thinks and calls tools."""
+    thread = SimThread(request.param, model=ModelInfo(served_model_name="sim", max_model_len=2048), tokenizer="builtin")
+    options = ["--tokenizer", "builtin", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"]
+    try:
+        with (
+            serve(thread.port, *options, dialect=request.param) as base,
+            anthropic.Anthropic(base_url=base, api_key="none", max_retries=0, timeout=30) as made,
+        ):
+            yield made
+    finally:
+        thread.stop()
+
+
+WEATHER: Any = {"name": "weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
+CALLS = "".join(f'<tool_call>\n{{"name": "weather", "arguments": {{"city": "{city}"}}}}\n</tool_call>\n' for city in ("Rome", "Zürich"))
+
+
+@pytest.mark.parametrize("step", [1, 7])
+def test_a_tool_loop(parsing: anthropic.Anthropic, step: int) -> None:
+    asked = request({"text": f"<think>\nRome, and Zürich.\n</think>\n\nLet me see. {CALLS}", "step": step}, tools=[WEATHER])
+    unary = parsing.messages.create(**asked)
+    with parsing.messages.stream(**asked) as stream:
+        told = [event.partial_json for event in stream if event.type == "input_json"]
+        final = stream.get_final_message()
+    thinking, text, *calls = unary.content
+    assert thinking.type == "thinking"
+    assert thinking.thinking.strip() == "Rome, and Zürich."
+    assert thinking.signature
+    assert text.type == "text"
+    assert text.text.strip() == "Let me see."
+    assert unary.stop_reason == final.stop_reason == "tool_use"
+    assert [(call.type, call.name, call.input) for call in calls if call.type == "tool_use"] == [
+        ("tool_use", "weather", {"city": city}) for city in ("Rome", "Zürich")
+    ]
+    assert "".join(told).replace(" ", "") == '{"city":"Rome"}{"city":"Zürich"}'
+    assert [block.to_dict().keys() for block in final.content] == [block.to_dict().keys() for block in unary.content]
+    for one, other in zip(final.content, unary.content, strict=True):
+        own = {"id", "signature", "parsed_output"}  # of the request, or of the SDK alone
+        assert {key: value for key, value in one if key not in own} == {key: value for key, value in other if key not in own}
+    ids = [block.id for block in final.content if block.type == "tool_use"]
+    assert len(set(ids)) == 2
+    assert all(id.startswith("toolu_") for id in ids)
+    results: list[Any] = [{"type": "tool_result", "tool_use_id": id, "content": "sunny"} for id in ids]
+    again: list[Any] = [*asked["messages"], {"role": "assistant", "content": final.content}, {"role": "user", "content": results}]
+    again.append({"role": "user", "content": ask({"text": "</think>Sun."})[0]["content"]})
+    last = parsing.messages.create(model="sim", max_tokens=50, messages=again, tools=[WEATHER])
+    assert [block.text for block in last.content if block.type == "text"] == ["Sun."]
+
+
+def test_the_tool_runner_of_the_sdk(parsing: anthropic.Anthropic) -> None:
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """Tells the weather."""
+        return f"sunny in {city}"
+
+    runner = parsing.beta.messages.tool_runner(**request({"text": f"</think>{CALLS}"}), tools=[weather], max_iterations=2)
+    first, second = runner
+    assert first.stop_reason == "tool_use"
+    assert second.stop_reason == "end_turn"
+    assert "sunny in" in str(second.content), "what the tool said has come to the model"
+
+
+def test_structured_output_of_the_sdk(parsing: anthropic.Anthropic) -> None:
+    class Person(pydantic.BaseModel):
+        name: str
+        age: int
+
+    answer = parsing.messages.parse(**request({"text": '</think>{"name": "Ada", "age": 36}'}), output_format=Person)
+    assert answer.parsed_output == Person(name="Ada", age=36)
+
+
+def test_a_call_that_is_cut_off(parsing: anthropic.Anthropic) -> None:
+    text = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ro'
+    for finish, reason in (("length", "max_tokens"), ("stop", "end_turn")):
+        asked = request({"text": f"</think>{text}", "finish": finish}, tools=[WEATHER])
+        unary = parsing.messages.create(**asked)
+        assert [block.text for block in unary.content if block.type == "text"] == [text]
+        with parsing.messages.stream(**asked) as stream:
+            final = stream.get_final_message()
+        assert [block.type for block in final.content] == ["tool_use"]
+        assert unary.stop_reason == final.stop_reason == reason
