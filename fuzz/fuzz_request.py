@@ -17,7 +17,7 @@ from gaie_codec import BodyChunk, CodecError, Transcoder, encode_error_response
 
 TRANSCODERS = [*transcoders().values(), Transcoder("vllm.engine", snapshot="intree-0.14.0", tokenizer=TOKENIZER, unsupported="drop")]
 HELLO = TOKENIZER.encode("Hello", add_special_tokens=False)
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 USER = {"role": "user", "content": "Hi"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 CALLED = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
@@ -56,6 +56,31 @@ CORPUS = [
             "stream": True,
         }
     ).encode(),
+    json.dumps(
+        {
+            "model": "m",
+            "max_tokens": 2000,
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": "hm", "signature": "s"},
+                        {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}},
+                    ],
+                },
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "x"}]}]},
+            ],
+            "system": [{"type": "text", "text": "s"}],
+            "tools": [{"name": "f", "input_schema": {}}],
+            "tool_choice": {"type": "none"},
+            "thinking": {"type": "enabled", "budget_tokens": 1024},
+            "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {}}},
+            "stop_sequences": ["x"],
+            "top_k": 5,
+            "stream": True,
+        }
+    ).encode(),
     json.dumps({"input": "Hi", "tools": [{"type": "function", "name": "f", "parameters": {}}], "tool_choice": "none"}).encode(),
     json.dumps({"messages": [{"role": "user", "content": [{"type": "text", "text": "\u00e9"}]}]}, ensure_ascii=False).encode("utf-16"),
 ]
@@ -73,7 +98,7 @@ def _answer(transcoder: Transcoder, path: str, data: bytes, cut: Cut) -> tuple[o
     try:
         call = transcoder.request("POST", path, (), data, request_id="r")
     except CodecError as error:
-        head, chunk, _ = encode_error_response(error)
+        head, chunk, _ = encode_error_response(error, path)
         outcome = type(error).__name__, error.param
     else:
         if sum(one.choices for one in call.calls) > 100:

@@ -21,14 +21,15 @@ FIELDS: tuple[dict[str, object], ...] = (
     {"stream": True, "n": 2, "stop": ["STOP"], "max_tokens": 6, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     {"stream": True, "logprobs": True, "top_logprobs": 2, "min_tokens": 2, "stop": ["o"]},
     {"stream": True, "input": "Hi", "max_output_tokens": 6},
+    {"stream": True, "model": "m", "system": "s", "max_tokens": 6, "stop_sequences": ["STOP"]},
 )
-WHOLE = ("[DONE]", '{"type":"response.completed"', '{"type":"response.incomplete"')
+WHOLE = ("[DONE]", '{"type":"message_stop"', '{"type":"response.completed"', '{"type":"response.incomplete"')
 
 
 def _call(transcoder: Transcoder, fields: dict[str, object]) -> Call:
     if "logprobs" in fields and "logprobs" not in transcoder.adapter.carries:
         fields = {name: value for name, value in fields.items() if "logprobs" not in name}
-    path = "/v1/responses" if "input" in fields else "/v1/chat/completions"
+    path = "/v1/responses" if "input" in fields else "/v1/messages" if "system" in fields else "/v1/chat/completions"
     body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], **fields}).encode()
     return transcoder.request("POST", path, (), body, request_id="r")
 
@@ -52,6 +53,7 @@ def _corpus() -> list[bytes]:
                 FinishEvent(matched_stop="STOP"),
                 FinishEvent(finish_reason="abort"),
                 FinishEvent(finish_reason="length"),
+                FinishEvent(),
             )
             events = answer(transcoder, one, HELLO, finish=endings[place])
             found.append(start + frames(transcoder, one.path, events, encoding="gzip" if place == 1 else "identity"))

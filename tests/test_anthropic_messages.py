@@ -226,6 +226,13 @@ def test_how_much_to_think(chat_of, fields, effort) -> None:
     assert chat_of(USER, **fields).get("reasoning_effort") == effort
 
 
+def test_the_budget_of_thinking_is_sent_where_it_can_be() -> None:
+    body = {"model": "m", "max_tokens": 2000, "messages": [USER], "thinking": {"type": "enabled", "budget_tokens": 1500}}
+    for dialect, budget, dropped in (("vllm.inference", 1500, ()), ("vllm.engine", None, ("thinking.budget_tokens",))):
+        call = Transcoder(dialect, tokenizer=TOKENIZER).request("POST", "/v1/messages", {}, json.dumps(body).encode(), request_id="r")
+        assert (call.inference.sampling.thinking_token_budget, call.dropped) == (budget, dropped)
+
+
 def test_an_output_format_is_held_to() -> None:
     schema = {"type": "object"}
     constraint = decode(output_config={"format": {"type": "json_schema", "schema": schema}}).inference.sampling.constraint
@@ -246,7 +253,7 @@ def test_what_has_no_effect_is_reported() -> None:
         ({"model": ""}, "body.model"),
         ({"model": 5}, "body.model"),
         ({"messages": None}, "body.messages"),
-        ({"messages": []}, "messages"),
+        ({"messages": []}, None),
         ({"messages": ["Hi"]}, "body.messages.0"),
         ({"messages": [{"content": "Hi"}]}, "body.messages.0.role"),
         ({"messages": [{"role": "tool", "content": "Hi"}]}, "body.messages.0.role"),

@@ -173,6 +173,7 @@ class Transcoder:
             reasoning_format=self.reasoning_format,
             drops=self.unsupported == "drop",
             accepts_media=self._accepts_media,
+            carries=self.adapter.carries,
         )
         if body_path is not None and kind is not None:
             return self._pass_through(kind, body_path, fields, body, asked)
@@ -202,6 +203,7 @@ class Transcoder:
             flavor=self.flavor,
             tool_format=self.tool_format,
             reasoning_format=self.reasoning_format,
+            drops=self.unsupported == "drop",
             accepts_media=self._accepts_media,
         )
         told = _local.encode_answer(route, body, asked, self.adapter, created=created, version=version, loras=self.lora_models)

@@ -66,7 +66,9 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
     if stops:
         said["stop"] = stops
     budget = _decode_budget(fields, max_tokens)
-    if budget is not None:
+    if budget is not None and "thinking_token_budget" in asked.carries:
+        said["thinking_token_budget"] = budget
+    elif budget is not None:  # no client that wants thinking can leave it out
         ignored.add("thinking.budget_tokens")
     said |= _decode_format(fields)
     decoded = chat.decode_fields(said, asked, id_prefix=ID_PREFIX)

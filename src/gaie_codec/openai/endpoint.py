@@ -33,6 +33,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a field that cannot be done is left out and reported, instead of refused."""
     accepts_media: bool = False
     """Whether images, video and sound can be sent to the model server."""
+    carries: frozenset[str] = frozenset()
+    """The neutral fields that can be, for who asks for less where it cannot be."""
     flavor: Flavor = VLLM
     fills_max_tokens: bool = True
     """An absent `max_tokens` is sent as what the context has room for; else the model server is left to take it so."""
