@@ -96,11 +96,11 @@ class TestRequest:
     @pytest.mark.parametrize(
         ("body", "named"),
         [
-            (b"", "parsing the body"),
-            (b"{", "parsing the body"),
+            (b"", "body"),
+            (b"{", "body.1"),
             (b"[]", "body"),
             (b'{"messages": 3}', "body.messages"),
-            (b'{"messages": [], "temperature": "hot"}', "messages"),
+            (b'{"messages": [], "temperature": "hot"}', "body.temperature"),
             (b'{"messages": [{"role": "user"}], "temperature": "hot"}', "body.temperature"),
             (b'{"messages": [{"role": "user"}], "top_p": 7}', "top_p"),
             (b'{"messages": [{"role": "user"}], "use_beam_search": true}', "use_beam_search"),

@@ -232,9 +232,8 @@ class TestFields:
 
     def test_tools_are_a_chats(self) -> None:
         decoded, tokenizer = rendered({"tools": [WEATHER], "tool_choice": "auto"}, tool_format=TOOL_FORMATS["hermes"])
-        assert tokenizer.options["tools"] == [
-            {"type": "function", "function": {"name": "get_weather", "description": "d", "parameters": {"type": "object"}}}
-        ]
+        function = {"name": "get_weather", "description": "d", "parameters": {"type": "object"}, "strict": True}
+        assert tokenizer.options["tools"] == [{"type": "function", "function": function}]
         assert decoded.output.id_style == "responses"
         assert decoded.options.parses
         echo = {name: json.loads(bytes(value)) for name, value in decoded.options.echo.items()}
