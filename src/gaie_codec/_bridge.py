@@ -12,14 +12,22 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import msgspec
 
 from . import adapters, snapshots
-from ._calls import UpstreamCall, check_calls, plan
+from ._calls import UpstreamCall, check_calls, plan, plan_embeddings
 from ._choices import Choice
 from ._conventions import Teller
-from ._errors import CodecError, MalformedMessageError, MalformedRequestError, RequestError, UnsupportedFieldError, UsageError
-from ._events import Event, FinishEvent, InferenceRequest, ModelInfo, TokensEvent, Usage
-from ._fit import fit
+from ._errors import (
+    CodecError,
+    MalformedMessageError,
+    MalformedRequestError,
+    RequestError,
+    UnsupportedEndpointError,
+    UnsupportedFieldError,
+    UsageError,
+)
+from ._events import EmbeddingEvent, Event, FinishEvent, InferenceRequest, ModelInfo, TokensEvent, Usage
+from ._fit import fit, fit_embedding
 from ._framing import encode_frame
-from ._grpc_in import decode_request, only_message, parse_request, unread
+from ._grpc_in import decode_embed_request, decode_request, only_message, parse_message, parse_request, unread
 from ._metadata import Headers, as_mapping, encode_grpc_message
 from ._outputs import BodyChunk, CancelCall, EndOfBody, ResponseHead
 from ._reader import CallReader
@@ -27,9 +35,11 @@ from ._state import State
 from ._tally import Tally
 from ._text_choice import TextChoice
 from ._transcoder import Limits
-from .adapters.base import Adapter
+from .adapters.base import Adapter, EmbedCoder
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from .text import Tokenizer
 
 _HEAD: Final = ResponseHead(200, (("content-type", "application/grpc"),))
@@ -81,18 +91,34 @@ class Bridge:
     def request_message(self, path: str, headers: Headers | Mapping[str, str], message: bytes) -> BridgedCall:
         """Likewise for one message without its frame."""
         fields = as_mapping(headers)
+        embed = self.inbound.embed
+        if embed is not None and path == embed.path:
+            return self._embed(embed, fields, parse_message(self.inbound, path, message))
         parsed = parse_request(self.inbound, path, message)
         if path not in self.inbound.generate_paths:
             raise MalformedRequestError(f"{path} passes OpenAI JSON through; a Transcoder answers that")
-        dropped = tuple(unread(self.inbound, parsed))
-        if dropped and self.unsupported == "reject":
-            raise UnsupportedFieldError(f"{dropped[0]} cannot be sent to a server of {self.outbound.dialect}", param=dropped[0])
+        dropped = self._dropped(self.inbound, parsed)
         asked = decode_request(self.inbound, path, parsed, fields)
         fitted, lost = fit(self.outbound, self._adapted(asked), drops=self.unsupported == "drop")
         if fitted.sampling.stop and not self.outbound.ends_at_stop_strings and self.tokenizer is None:
             raise UnsupportedFieldError(f"`stop` needs a tokenizer in front of {self.outbound.dialect}", param="stop")
         check_calls(self.outbound, [fitted], self.limits.max_calls)
         return BridgedCall(self, path, asked, plan(self.outbound, [fitted]), dropped + lost)
+
+    def _embed(self, embed: EmbedCoder, headers: Mapping[str, str], parsed: Any) -> BridgedCall:
+        if self.outbound.embed is None:
+            raise UnsupportedEndpointError(f"{self.outbound.dialect} has no method that embeds")
+        dropped = self._dropped(embed, parsed)
+        asked = decode_embed_request(embed, parsed, headers)
+        fitted, lost = fit_embedding(self.outbound, asked, drops=self.unsupported == "drop")
+        return BridgedCall(self, embed.path, asked, plan_embeddings(self.outbound, [fitted]), dropped + lost)
+
+    def _dropped(self, coder: Adapter | EmbedCoder, parsed: Any) -> tuple[str, ...]:
+        """What the way through the vocabulary loses. Raises UnsupportedFieldError unless that is allowed."""
+        lost = tuple(unread(coder, parsed))
+        if lost and self.unsupported == "reject":
+            raise UnsupportedFieldError(f"{lost[0]} cannot be sent to a server of {self.outbound.dialect}", param=lost[0])
+        return lost
 
     def _adapted(self, request: InferenceRequest) -> InferenceRequest:
         wants_ids = not self.inbound.sends_text or request.return_token_ids
@@ -284,6 +310,9 @@ class BridgedResponse:
         for event in reader.receive_message(payload):
             if not isinstance(event, TokensEvent | FinishEvent):
                 reader.accept(event)
+                if isinstance(event, EmbeddingEvent):
+                    assert self._adapter.embed is not None
+                    parts.append(self._encode(self._adapter.embed.encode_response, event))
                 continue
             place = reader.place(event)
             choice = self._choices[call][place]
@@ -297,11 +326,11 @@ class BridgedResponse:
                     reader.end_choice(place)
             elif gained.token_ids or gained.text:
                 told += self._teller.gain(gained)
-            parts += [self._encode(one) for one in told]
+            parts += [self._encode(self._adapter.encode_response, one) for one in told]
 
-    def _encode(self, event: Event) -> bytes:
+    def _encode(self, encode: Callable[[Any], Message], event: Event) -> bytes:
         try:
-            return bytes(self._adapter.encode_response(event).SerializeToString(deterministic=True))
+            return bytes(encode(event).SerializeToString(deterministic=True))
         except (ValueError, TypeError):  # a number that the client's wire has no room for
             raise MalformedMessageError(f"what the server sent cannot be told to a client of {self._adapter.dialect}") from None
 

@@ -90,9 +90,9 @@ def _trace_of(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: headers[name] for name in FORWARDED if headers.get(name)}
 
 
-def unread(adapter: Adapter, message: Any) -> list[str]:
-    """Wire fields that are set and that `decode_request` does not read: what would be lost on the way to another server."""
-    return _unread(message, "", {*adapter.sends.values(), *adapter.also_reads})
+def unread(coder: Adapter | EmbedCoder, message: Any) -> list[str]:
+    """Wire fields that are set and that its `decode_request` does not read: what would be lost on the way to another server."""
+    return _unread(message, "", {*coder.sends.values(), *coder.also_reads})
 
 
 def _unread(message: Any, prefix: str, known: set[str]) -> list[str]:

@@ -86,6 +86,7 @@ def servicer_embeddings(snapshot: Snapshot, service: str) -> EmbedCoder | None:
         path=method.path,
         sends=sends,
         emulates=_ONE_MODEL | {"trace_headers": "metadata"},
+        also_reads=frozenset(("tokenized.original_text", "sampling_params", "log_metrics")),
         ranges={"data_parallel_rank": (1, 2**31 - 1)},  # 0 is what is not said
         encode_request=encode_request,
         decode_request=decode_request,
@@ -129,6 +130,7 @@ def sglang_runtime_embeddings(snapshot: Snapshot, service: str) -> EmbedCoder:
         path=method.path,
         sends=existing(request_type, _NATIVE_FIELDS),
         emulates=_ONE_MODEL,
+        also_reads=frozenset(("routing_key",)),
         encode_request=encode_request,
         decode_request=decode_request,
         decode_response=decode_response,

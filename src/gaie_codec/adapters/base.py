@@ -72,6 +72,8 @@ class EmbedCoder(msgspec.Struct, frozen=True, kw_only=True):
     sends: Mapping[str, str]
     """As `Adapter.sends`, below the request of `path`."""
     emulates: Mapping[str, str]
+    also_reads: frozenset[str] = frozenset()
+    """Wire fields that change nothing in the vector."""
     ranges: Mapping[str, tuple[float, float]] = {}
     encode_request: Callable[[InferenceRequest], Message]
     decode_request: Callable[[Any], InferenceRequest]

@@ -249,26 +249,27 @@ def _grpc_head(request: Incoming, path: str, headers: Sequence[tuple[str, str]])
 
 @cache
 def _dialects() -> dict[str, tuple[str, str]]:
-    """Dialect and snapshot of every path that generates: the newest snapshot that has it."""
+    """Dialect and snapshot of every path that generates or embeds: the newest snapshot that has it."""
     found = {}
     for dialect in adapters.DIALECTS:
         for name in snapshots.SNAPSHOTS[dialect]:
             snapshot = snapshots.load(dialect, name)
             if not snapshot.refused:
-                found.update(dict.fromkeys(adapters.get(snapshot).generate_paths, (dialect, name)))
+                adapter = adapters.get(snapshot)
+                embeds = (adapter.embed.path,) if adapter.embed is not None else ()
+                found.update(dict.fromkeys((*adapter.generate_paths, *embeds), (dialect, name)))
     return found
 
 
 def generates(path: str) -> bool:
     """Whether it is a gRPC path of a known dialect that generates, embeds, or passes OpenAI JSON on."""
-    return path in _dialects() or path in _other_paths()
+    return path in _dialects() or path in _passthrough_paths()
 
 
 @cache
-def _other_paths() -> frozenset[str]:
-    found = [adapters.get(snapshots.load(dialect)) for dialect in adapters.DIALECTS]
-    bodies = (path for one in found if one.passthrough is not None for path in one.passthrough.paths.values())
-    return frozenset((*bodies, *(one.embed.path for one in found if one.embed is not None)))
+def _passthrough_paths() -> frozenset[str]:
+    found = (adapters.get(snapshots.load(dialect)) for dialect in adapters.DIALECTS)
+    return frozenset(path for one in found if one.passthrough is not None for path in one.passthrough.paths.values())
 
 
 def _bridge(path: str, transcoder: Transcoder) -> Bridge:

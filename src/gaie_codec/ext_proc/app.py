@@ -98,7 +98,9 @@ async def run_ext_proc(
     metrics = Metrics()
     collector = LoadsCollector(stale_s=max(5.0, 3 * loads_interval_s))
     metrics.registry.register(collector)
-    metrics.add_paths(path for name in adapters.DIALECTS for path in adapters.get(snapshots.load(name)).generate_paths)
+    for name in adapters.DIALECTS:
+        adapter = adapters.get(snapshots.load(name))
+        metrics.add_paths((*adapter.generate_paths, *((adapter.embed.path,) if adapter.embed is not None else ())))
     async with contextlib.AsyncExitStack() as stack:
         live = await Endpoints.start(
             specs,
