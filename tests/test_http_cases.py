@@ -76,10 +76,7 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
         *("logit_bias_nonint", "so_unknown_key", "so_and_rf"),
     ),
 }
-OTHER_OUTCOME = {"echo_chat": "Echo in chats"}
-WAITS_FOR_LOGPROBS = ("logprob_token_ids",)
 DIFFERENT = [name for names in DIFFERENCES.values() for name in names]
-WAITING = {*WAITS_FOR_LOGPROBS}
 # What a wire has no field for, besides what a case itself says: `param` of the refusal.
 LACKS = {
     "vllm": {"seed_9223372036854775807": "seed", "seed_-9223372036854775808": "seed"},
@@ -170,7 +167,7 @@ def is_not_expressible(case: dict[str, Any], wire: str) -> str:
 
 
 @pytest.mark.parametrize("wire", DIALECTS)
-@pytest.mark.parametrize("name", sorted(CASES.keys() - set(DIFFERENT) - OTHER_OUTCOME.keys() - WAITING))
+@pytest.mark.parametrize("name", sorted(CASES.keys() - set(DIFFERENT)))
 def test_outcome(name: str, wire: str) -> None:
     case = CASES[name]
     status, error, call = answer(case, DIALECTS[wire])
@@ -203,16 +200,7 @@ def test_errors_in_other_words(name: str) -> None:
         assert not is_equal_error(error, expected_error(case)), "no difference any more"
 
 
-def test_an_echo_in_a_chat_asks_for_no_log_probabilities() -> None:
-    status, _, call = answer(CASES["echo_chat"], "vllm.engine")
-    assert status == 200
-    assert call is not None
-    assert said(call.transcoder.adapter.request_type.FromString(call.message).sampling_params).keys() == USUAL["vllm"].keys() | {
-        "max_tokens"
-    }
-
-
 def test_differences_are_documented() -> None:
     text = (Path(__file__).parents[1] / "docs" / "differences.md").read_text()
-    for heading in (*DIFFERENCES, *OTHER_OUTCOME.values()):
+    for heading in DIFFERENCES:
         assert f"## {heading}\n" in text

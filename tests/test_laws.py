@@ -451,6 +451,7 @@ ASKED = {
     "n": 2,
     "logprobs": 2,
     "prompt_logprobs": 2,
+    "logprob_token_ids": (5,),
     "seed": 0,
     "include_stop_str_in_output": True,
     "logit_bias": {5: 0.5},
@@ -572,7 +573,7 @@ def examples_of(adapter):
             requests.append(msgspec.structs.replace(asking, media=tuple(everything)))
         elif "prompt_text" in adapter.carries:
             requests.append(msgspec.structs.replace(asking, prompt_text="p"))
-    entry = TokenLogprob(token_id=1, logprob=0.5, top=((1, 0.5),))
+    entry = TokenLogprob(token_id=1, logprob=0.5, top=((1, 0.5),), selected=((2, 0.5),) if "logprob_token_ids" in adapter.carries else ())
     known = PromptLogprob(token_id=1, logprob=0.5, rank=1, top=((1, 0.5),))
     said = {"index": 1, "choice_id": "a", "token_ids": [1], "logprobs": (entry,), "prompt_logprobs": (known,)}
     said |= {f"{what}_tokens": 5 for what in ("prompt", "completion", "cached", "reasoning")}
@@ -604,6 +605,8 @@ def test_every_field_that_is_read_is_written(transcoder):
         )
         if "logprobs" not in adapter.carries:
             unwritten |= {"sampling_params.logprobs", "sampling_params.prompt_logprobs"}  # where no answer would show them
+        if "logprob_token_ids" not in adapter.carries:
+            unwritten.add("token_ids_logprob")  # likewise
         if "stop" not in adapter.sends:
             unwritten.add("stopping.stop_strings")  # where a server would not live through them
         missing = leaves(descriptor, unread_here | unwritten) - paths

@@ -599,7 +599,6 @@ def test_fields_that_would_change_the_output_are_refused_by_name(name):
 
 
 ASKING_IN_VAIN = {
-    "logprob_token_ids": [5],
     "repetition_detection": {"max_pattern_size": 3, "min_count": 2},
     "vllm_xargs": {"a": 1},
 }
@@ -628,6 +627,8 @@ def test_log_probabilities_of_the_prompt_are_asked_for():
     assert decode({"prompt_logprobs": 0, "stream": True}).inference.sampling.prompt_logprobs == 0
     assert refused(prompt_logprobs=1, stream=True).message.startswith("`prompt_logprobs` are not available when `stream=True`.")
     assert refused(prompt_logprobs=-2).param == refused(prompt_logprobs=21).param == "prompt_logprobs"
+    assert decode({"echo": True}).inference.sampling.prompt_logprobs == 0
+    assert decode({"echo": True, "logprobs": True, "top_logprobs": 2}).inference.sampling.prompt_logprobs == 2
     assert f"Requested sample logprobs of {TOKENIZER.vocab_size}," in refused(logprobs=True, top_logprobs=-1).message
 
 
@@ -723,11 +724,13 @@ ASKING = {
     "response_format": {"type": "json_object"},
     "structured_outputs": {"regex": "a"},
     "echo": True,
+    "logprob_token_ids": [5],
     "prompt_logprobs": 1,
     "return_prompt_text": True,
     "return_tokens_as_token_ids": True,
 }
 NEEDS = {
+    "logprob_token_ids": {"logprobs": True},
     "echo": {"add_generation_prompt": False},
     "stream_options": {"stream": True},
     "top_logprobs": {"logprobs": True},

@@ -1,4 +1,4 @@
-"""Log probabilities of the prompt as clients of chats see them, and what else of the prompt an answer shows."""
+"""Log probabilities of the prompt and of selected tokens as clients see them, and what else of the prompt an answer shows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import json
 
 import pytest
 
-from gaie_codec import FinishEvent, ModelInfo, PromptEvent, PromptLogprob, TokenLogprob, TokensEvent, Transcoder, adapters
+from gaie_codec import (
+    FinishEvent,
+    MalformedRequestError,
+    ModelInfo,
+    PromptEvent,
+    PromptLogprob,
+    TokenLogprob,
+    TokensEvent,
+    Transcoder,
+    UnsupportedFieldError,
+    adapters,
+)
 from gaie_codec.openai.logprobs import encode_prompt_logprobs
 from gaie_codec.tokenizer_sources import load_tokenizer
 from strategies import answer_to, answer_to_all, frames_of
@@ -115,6 +126,51 @@ def test_tokens_by_their_ids_in_a_chat():
         "bytes": list(name.encode()),
         "top_logprobs": [{"token": other, "logprob": -0.25, "bytes": list(other.encode())}],
     }
+
+
+SELECTING = [name for name, host in HOSTS.items() if "logprob_token_ids" in host.adapter.carries]
+
+
+def test_who_can_be_asked_for_selected_tokens():
+    assert SELECTING == ["vllm.inference", "sglang.scheduler", "sglang.api"]
+    with pytest.raises(UnsupportedFieldError) as refused:
+        ask(logprobs=True, logprob_token_ids=[A])
+    assert refused.value.param == "logprob_token_ids"
+    assert ask(logprobs=True, logprob_token_ids=[]).inference.sampling.logprobs == 0
+
+
+@pytest.mark.parametrize("endpoint", ["chat/completions", "completions"])
+@pytest.mark.parametrize("dialect", SELECTING)
+def test_selected_tokens_are_shown_instead_of_the_likeliest(dialect, endpoint):
+    host = HOSTS[dialect]
+    asked = {"logprobs": 1, "logprob_token_ids": [B, A]} | ({"prompt": "hi"} if endpoint == "completions" else {"messages": [USER]})
+    call = host.request("POST", f"/v1/{endpoint}", (), json.dumps(asked).encode(), request_id="r")
+    sampling = call.inference.sampling
+    assert (sampling.logprobs, sampling.logprob_token_ids) == (0, (B, A))
+    selected = ((B, -2.0), (A, -3.0))
+    entry = TokenLogprob(token_id=A, logprob=-3.0, top=((5, -0.5),), selected=selected)
+    text = "a" if host.adapter.sends_text else None
+    event = FinishEvent(token_ids=[A], text=text, logprobs=(entry,), finish_reason="length", completion_tokens=1)
+    shown = answer_to(call, [frames_of(host.adapter, [event])]).json["choices"][0]["logprobs"]
+    if endpoint == "completions":
+        assert shown["top_logprobs"] == [{"a": -3.0, " b": -2.0}]
+    else:
+        assert [(one["token"], one["logprob"]) for one in shown["content"][0]["top_logprobs"]] == [("a", -3.0), (" b", -2.0)]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "words"),
+    [
+        ("chat/completions", {"messages": [USER], "logprob_token_ids": [5]}, "`logprobs` must be set"),
+        ("completions", {"prompt": "hi", "logprob_token_ids": [5]}, "`logprobs` must be set"),
+        ("completions", {"prompt": "hi", "logprob_token_ids": [5], "logprobs": 1, "echo": True, "max_tokens": 0}, "there are none"),
+        ("completions", {"prompt": "hi", "logprob_token_ids": [-5], "logprobs": 1}, "out-of-vocab"),
+    ],
+)
+def test_selections_that_make_no_sense(path, fields, words):
+    with pytest.raises(MalformedRequestError, match=words) as refused:
+        HOSTS["sglang.api"].request("POST", f"/v1/{path}", (), json.dumps(fields).encode(), request_id="r")
+    assert refused.value.param == "logprob_token_ids"
 
 
 EVENTS = [TokensEvent(token_ids=[B]), FinishEvent(finish_reason="length")]

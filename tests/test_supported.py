@@ -46,6 +46,7 @@ EXAMPLES = {
     "structured_outputs (grammar)": {"structured_outputs": {"grammar": "root ::= 'a'"}},
     "stream_options": {"stream": True, "stream_options": {"include_usage": True}},
     "top_logprobs": {"logprobs": True, "top_logprobs": 2},
+    "logprob_token_ids": {"logprobs": True, "logprob_token_ids": [5]},
     "continue_final_message": {"continue_final_message": True, "add_generation_prompt": False},
     "tools": {"tools": [TOOL], "tool_choice": "none"},
     "tool_choice": {"tools": [TOOL], "tool_choice": "none"},
@@ -53,7 +54,14 @@ EXAMPLES = {
 }
 REFUSED = ASKING_IN_VAIN | {"user": "me", "prompt_logprobs": 1, "routed_experts_prompt_start": 2, "chat_template": "{{ messages }}"}
 SAME_AS_NOT_SAID = {"model"}
-PARAMS = {"model (of a LoRA adapter)": "model", "logprobs": "logprobs", "top_logprobs": "logprobs"}
+PARAMS = {
+    "model (of a LoRA adapter)": "model",
+    "logprobs": "logprobs",
+    "top_logprobs": "logprobs",
+    "logprob_token_ids": "logprob",
+    "echo": "prompt_logprobs",
+}
+NEEDS = {"logprob_token_ids": "logprobs"}
 HEADERS = {"x-data-parallel-rank (header)": ("x-data-parallel-rank", "3"), "traceparent (header)": ("traceparent", "00-a-b-01")}
 CASES = [
     pytest.param(adapter, passthrough, id=f"{adapter.snapshot}{' passed' * passthrough}".replace(" ", "-"))
@@ -96,7 +104,9 @@ def test_every_field_is_treated_as_the_page_says(adapter, passthrough):
             call = send(transcoder, field)
         except (UnsupportedFieldError, MalformedRequestError) as error:
             name = PARAMS.get(field, field.partition(" ")[0])
-            told = isinstance(error, UnsupportedFieldError) and (error.param or "").startswith((name, "response_format"))
+            told = isinstance(error, UnsupportedFieldError) and (error.param or "").startswith(
+                (name, field.partition(" ")[0], "response_format")
+            )
             told |= field == "chat_template" and "untrusted chat template" in error.message
             if found.kind != "refused" or not told:
                 wrong[field] = f"{found}, but {type(error).__name__}: {error} ({error.param})"
@@ -127,8 +137,9 @@ def test_what_is_dropped_is_reported():
             found = treatment(adapter, field, passthrough=passthrough)
             if found.kind == "refused" and not found.how and field in ASKING:
                 call = send(transcoder, field)
-                assert len(call.dropped) == 1, (adapter.snapshot, field)
-                assert passthrough or call.calls == plain.calls, (adapter.snapshot, field)
+                without = send(transcoder, NEEDS[field]) if field in NEEDS else plain
+                assert len(call.dropped) == 1 + len(without.dropped), (adapter.snapshot, field)
+                assert passthrough or call.calls == without.calls, (adapter.snapshot, field)
 
 
 def test_the_page_is_current():

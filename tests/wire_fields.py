@@ -168,7 +168,7 @@ _REF = "The prompt's media are what the client sent, without hints how to cut th
 _MANY = "One prompt a call."
 _HIDDEN = "OpenAI's API has no hidden states."
 _DISAGGREGATION = "Whoever pairs servers up for prefill and decode sets it; no request does."
-_BY_IDS = "Log probabilities of given ids: no endpoint asks for them."
+_BY_IDS = "Log probabilities of given ids at the places of the prompt: no endpoint asks for them."
 _OPAQUE = "Opaque to OpenAI's API, and of one server only."
 _REASONING = "For reasoning models: no reasoning parser yet."
 _HINTS = "Hints about the cache come from an orchestrator, not from a client."
@@ -209,7 +209,6 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "response.prompt_token_ids": "The gateway has them; they come with log probabilities of the prompt.",
             "response.output_text": "Always asked for: the gateway needs the text.",
             "response.prompt_candidates.token_ids.ids": _BY_IDS,
-            "response.output_candidates.token_ids.ids": _BY_IDS,
             "kv.bypass_prefix_cache": "No request asks for it.",
             "media.mime_type": "Of raw bytes, which are not sent.",
             **{
@@ -230,7 +229,6 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "tokenized.original_text": "For the server's log; the ids decide.",
             "mm_inputs": "Text only.",
             "sampling_params.custom_params": _OPAQUE,
-            "token_ids_logprob": _BY_IDS,
             "return_hidden_states": _HIDDEN,
             "disaggregated_params": _DISAGGREGATION,
             "custom_logit_processor": _OPAQUE,
@@ -241,9 +239,7 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "GenerateResponse": {
             "request_id": "The call says which request it is.",
             "chunk.hidden_states": _HIDDEN,
-            "chunk.output_logprobs.token_ids_logprobs": _BY_IDS,
             "complete.all_hidden_states": _HIDDEN,
-            "complete.output_logprobs.token_ids_logprobs": _BY_IDS,
             "complete.spec_accepted_tokens": _SPECULATION,
             "complete.spec_draft_tokens": _SPECULATION,
             "error.details": "A traceback, which is the server's own.",
@@ -277,7 +273,7 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "sampling_params.one.custom_params": _OPAQUE,
             "sampling_params.one.beam_width": "Refused by name: use_beam_search.",
             "sampling_params.one.watermark": _OPAQUE,
-            "token_ids_logprob": _BY_IDS,
+            "token_ids_logprob.many.items": _MANY,
             "return_hidden_states": _HIDDEN,
             "return_text_in_logprobs": "Ids are detokenized by the gateway.",
             "bootstrap_host": _DISAGGREGATION,
@@ -301,7 +297,7 @@ NOT_READ: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "frame.meta_info.output_top_logprobs.row.entries.text": "Ids are detokenized by the gateway.",
             "frame.meta_info.input_token_logprobs.entries.text": "Ids are detokenized by the gateway.",
             "frame.meta_info.input_top_logprobs.row.entries.text": "Ids are detokenized by the gateway.",
-            "frame.meta_info.output_token_ids_logprobs": _BY_IDS,
+            "frame.meta_info.output_token_ids_logprobs.row.entries.text": "Ids are detokenized by the gateway.",
             "frame.meta_info.input_token_ids_logprobs": _BY_IDS,
             "frame.meta_info.hidden_states": _HIDDEN,
             "frame.meta_info.e2e_latency": "For the server's metrics.",
@@ -361,6 +357,7 @@ _TOGETHER = {
     "sglang.grpc.scheduler.GenerateResponse": (
         'error { http_status_code: "503" message: "m" }',
         "complete { output_logprobs { token_ids: 1 token_logprobs: 1 top_logprobs { token_ids: 1 values: 1 } } }",
+        "complete { output_logprobs { token_ids: 1 token_logprobs: 1 token_ids_logprobs { token_ids: 1 values: 1 } } }",
         "complete { input_logprobs { token_ids: 1 token_logprobs { value: 1 } top_logprobs { token_ids: 1 values: 1 } } }",
     ),
     "sglang.grpc.scheduler.GenerateRequest": ("return_logprob: true logprob_start_len: -1",),

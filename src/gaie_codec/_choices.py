@@ -102,7 +102,7 @@ class _Held(msgspec.Struct):
 class AnyChoice(Tally):
     """What choices of both kinds share: log probabilities as text, the stop matcher, and how an end is told."""
 
-    __slots__ = ("_eos_ids", "_include_stop", "_logprobs", "_matcher", "_top", "ended_here")
+    __slots__ = ("_eos_ids", "_include_stop", "_logprobs", "_matcher", "_selected", "_top", "ended_here")
 
     def __init__(
         self,
@@ -117,6 +117,7 @@ class AnyChoice(Tally):
         params = request.sampling
         self.ended_here = False  # by a stop string that the server does not know
         self._top = params.logprobs or 0
+        self._selected = params.logprob_token_ids
         self._logprobs: Detokenizer | None = None
         if params.logprobs is not None and tokenizer is not None:
             self._logprobs = tokenizer.detokenizer(request.prompt_token_ids, skip_special_tokens=False)
@@ -162,6 +163,12 @@ class AnyChoice(Tally):
         held = next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
         return text[: len(text) - held]
 
+    def _selection(self, entry: TokenLogprob) -> Sequence[tuple[int, float]]:
+        """The sampled token, and those that were selected, as vLLM shows them instead of the likeliest."""
+        told = dict(entry.selected or entry.top)
+        others = [(other, told[other]) for other in self._selected if other in told and other != entry.token_id]
+        return [(entry.token_id, entry.logprob), *others]
+
     def _logprob_texts(self, token_ids: Sequence[int], entries: Sequence[TokenLogprob]) -> tuple[TextLogprob, ...]:
         """Entries as text. Servers skip entries now and then, so they are aligned by token id, never by position."""
         detokenizer = self._logprobs
@@ -173,7 +180,8 @@ class AnyChoice(Tally):
             if place < len(entries) and entries[place].token_id == token_id:
                 entry = entries[place]
                 place += 1
-                top = tuple((detokenizer.peek(other), finite(value)) for other, value in entry.top[: self._top])
+                shown = self._selection(entry) if self._selected else entry.top[: self._top]
+                top = tuple((detokenizer.peek(other), finite(value)) for other, value in shown)
                 texts.append(TextLogprob(detokenizer.decode((token_id,)), finite(entry.logprob), top))
             else:
                 detokenizer.decode((token_id,))

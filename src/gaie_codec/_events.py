@@ -25,7 +25,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """How to sample. Defaults are OpenAI's: temperature 1, nothing cut off, nothing penalized.
 
     `temperature` None means that the sender set none and that its server takes that as 1.0; the OpenAI side always sets it.
-    `max_tokens` None means as many as the context holds. `top_k` 0 means off. `logprobs` 0 asks for the sampled token only.
+    `max_tokens` None means as many as the context holds. `top_k` 0 means off. `logprobs` 0 asks for the sampled token only,
+    and for those of `logprob_token_ids` where there are any.
     """
 
     temperature: float | None = None
@@ -45,6 +46,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
     seed: int | None = None
     include_stop_str_in_output: bool = False
     logit_bias: dict[int, float] = {}
@@ -94,11 +96,13 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
-    """The log probability of one token, and of the likeliest at its place as (token id, log probability)."""
+    """The log probability of one token, of the likeliest at its place as (token id, log probability), and of those that were selected by
+    their ids where the server tells them apart."""
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    selected: tuple[tuple[int, float], ...] = ()
 
 
 class PromptLogprob(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,18 +28,25 @@ def encode_logprobs(logprobs: Sequence[TokenLogprob], message: Any) -> None:
         top = message.top_logprobs.add()
         top.token_ids.extend(token_id for token_id, _ in entry.top)
         top.values.extend(value for _, value in entry.top)
+        if entry.selected:
+            selected = message.token_ids_logprobs.add()
+            selected.token_ids.extend(token_id for token_id, _ in entry.selected)
+            selected.values.extend(value for _, value in entry.selected)
 
 
-def decode_logprobs(message: Any) -> tuple[TokenLogprob, ...]:
-    """The inverse. Raises MalformedMessageError for columns of different lengths."""
+def decode_logprobs(message: Any, *, has_selected: bool = False) -> tuple[TokenLogprob, ...]:
+    """The inverse. `has_selected` is whether there is a column for tokens selected by id. Raises MalformedMessageError for columns of
+    different lengths."""
     token_ids, values, tops = message.token_ids, message.token_logprobs, message.top_logprobs
     if len(token_ids) != len(values):
         raise MalformedMessageError(f"output_logprobs: {len(values)} token_logprobs for {len(token_ids)} token_ids")
+    selected = message.token_ids_logprobs if has_selected else ()
     return tuple(
         TokenLogprob(
             token_id=token_id,
             logprob=value,
             top=tuple(zip(tops[place].token_ids, tops[place].values, strict=False)) if place < len(tops) else (),
+            selected=tuple(zip(selected[place].token_ids, selected[place].values, strict=False)) if place < len(selected) else (),
         )
         for place, (token_id, value) in enumerate(zip(token_ids, values, strict=True))
     )

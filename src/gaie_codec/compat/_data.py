@@ -427,6 +427,7 @@ MATRIX: Final = rb"""
   "max_new_tokens": ["max_tokens"],
   "min_new_tokens": ["min_tokens"],
   "top_logprobs": ["logprobs"],
+  "echo": ["prompt_logprobs"],
   "messages": ["prompt_token_ids", "prompt_text", "media"],
   "prompt": ["prompt_token_ids", "prompt_text"],
   "input_ids": ["prompt_token_ids"],
@@ -453,7 +454,7 @@ MATRIX: Final = rb"""
   {"names": ["parallel_tool_calls", "functions", "function_call", "include_reasoning", "modalities"], "why": "Accepted without effect."},
   {"names": ["chat_template_kwargs", "documents", "add_generation_prompt", "continue_final_message", "reasoning_effort"], "why": "They shape the prompt, which the gateway renders."},
   {"names": ["add_special_tokens", "truncate_prompt_tokens", "truncation_side"], "why": "The gateway makes the ids."},
-  {"names": ["stream_options", "echo", "return_prompt_text", "return_tokens_as_token_ids"], "why": "It shapes the answer, which the gateway writes."},
+  {"names": ["stream_options", "return_prompt_text", "return_tokens_as_token_ids"], "why": "It shapes the answer, which the gateway writes."},
   {"names": ["user", "metadata", "store", "length_penalty", "service_tier", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "verbosity", "mm_payload"], "why": "They advise the provider and change nothing in what is generated."}
  ]
 }

@@ -30,6 +30,7 @@ _NEUTRAL: Final[Mapping[str, str]] = MappingProxyType(
         "model (of a LoRA adapter)": "lora_name",
         "max_completion_tokens": "max_tokens",
         "top_logprobs": "logprobs",
+        "echo": "prompt_logprobs",
         "response_format (json_object)": "constraint.json_object",
         "response_format (json_schema)": "constraint.json_schema",
         "response_format (structural_tag)": "constraint.structural_tag",
@@ -45,7 +46,7 @@ _GATEWAY: Final = frozenset(
     (
         "stream_options documents add_generation_prompt continue_final_message add_special_tokens chat_template_kwargs reasoning_effort"
         " tools tool_choice parallel_tool_calls include_reasoning truncate_prompt_tokens truncation_side"
-        " echo return_prompt_text return_tokens_as_token_ids"
+        " return_prompt_text return_tokens_as_token_ids"
     ).split()
 )
 

@@ -17,7 +17,7 @@ from ..text import formats
 from . import policy, sampling
 from .endpoint import Asked, Decoded
 from .fields import bool_field, decode_json_object, int_field, literal_fault, object_field, type_error, type_errors
-from .logprobs import decode_chat_logprobs, decode_prompt_logprobs, decode_shows_ids
+from .logprobs import decode_chat_logprobs, decode_logprob_token_ids, decode_prompt_logprobs, decode_shows_ids
 from .messages import decode_messages
 from .request import (
     base_model,
@@ -44,6 +44,7 @@ READ: Final = sampling.FIELDS | frozenset(
         " add_generation_prompt continue_final_message add_special_tokens chat_template_kwargs reasoning_effort tools tool_choice"
         " truncate_prompt_tokens truncation_side priority cache_salt kv_transfer_params ec_transfer_params watermarking session_id"
         " parallel_tool_calls include_reasoning chat_template echo prompt_logprobs return_prompt_text return_tokens_as_token_ids"
+        " logprob_token_ids"
     ).split()
 )
 
@@ -109,6 +110,9 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
     vocab_size = model.vocab_size or tokenizer.vocab_size
     logprobs = decode_chat_logprobs(fields, vocab_size)
     prompt_logprobs = decode_prompt_logprobs(fields, vocab_size, stream=stream)
+    if prompt_logprobs is None and bool_field(fields, "echo"):
+        prompt_logprobs = int_field(fields, "top_logprobs") or 0  # as vLLM, whose answer shows them
+    selected = decode_logprob_token_ids(fields, vocab_size, logprobs)
     tools = decode_tools(fields.get("tools"))
     choice = decode_tool_choice(fields, tools)
     kwargs = _decode_template_kwargs(fields)
@@ -125,8 +129,9 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
         model=model,
         vocab_size=vocab_size,
         max_tokens=decode_max_tokens(_wanted_tokens(fields), len(prompt_token_ids), model, fills=asked.fills_max_tokens),
-        logprobs=logprobs,
+        logprobs=0 if selected else logprobs,
         prompt_logprobs=prompt_logprobs,
+        logprob_token_ids=selected,
         max_stop_strings=asked.flavor.max_stop_strings,
     )
     if reading.keeps_special_tokens:

@@ -17,7 +17,7 @@ from .._events import InferenceRequest, SamplingParams
 from . import chat, policy, sampling
 from .endpoint import Asked, Decoded
 from .fields import bool_field, decode_json_object, int_field, range_error
-from .logprobs import decode_completion_logprobs, decode_prompt_logprobs, decode_shows_ids
+from .logprobs import decode_completion_logprobs, decode_logprob_token_ids, decode_prompt_logprobs, decode_shows_ids
 from .prompts import decode_prompts
 from .request import (
     base_model,
@@ -39,6 +39,7 @@ DEFAULT_MAX_TOKENS: Final = 16
 READ: Final = sampling.FIELDS | frozenset(
     (
         "model prompt request_id stream stream_options return_token_ids return_tokens_as_token_ids echo logprobs prompt_logprobs"
+        " logprob_token_ids"
         " add_special_tokens truncate_prompt_tokens truncation_side priority"
         " cache_salt kv_transfer_params ec_transfer_params watermarking session_id"
     ).split()
@@ -90,6 +91,9 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
     vocab_size = model.vocab_size or tokenizer.vocab_size
     logprobs = decode_completion_logprobs(fields, vocab_size)
     prompt_logprobs = decode_prompt_logprobs(fields, vocab_size, stream=stream)
+    selected = decode_logprob_token_ids(fields, vocab_size, logprobs)
+    if selected and hides_output:
+        raise range_error("logprob_token_ids", "`logprob_token_ids` is for generated tokens, and there are none.")
     if echoes and prompt_logprobs is None:
         prompt_logprobs = logprobs
     include_usage, continuous_usage = decode_stream_options(fields, stream)
@@ -100,8 +104,9 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         model=model,
         vocab_size=vocab_size,
         max_tokens=wanted,
-        logprobs=logprobs,
+        logprobs=0 if selected else logprobs,
         prompt_logprobs=prompt_logprobs,
+        logprob_token_ids=selected,
         max_stop_strings=asked.flavor.max_stop_strings,
     )
     if params.n * len(prompts) > sampling.MAX_N:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .._choices import PromptToken, TextLogprob, token_id_text
 from .fields import bool_field, int_field, range_error
-from .sampling import MAX_LOGPROBS
+from .sampling import MAX_LOGPROBS, decode_token_ids
 
 
 def decode_chat_logprobs(fields: Mapping[str, Any], vocab_size: int) -> int | None:
@@ -39,6 +39,14 @@ def decode_prompt_logprobs(fields: Mapping[str, Any], vocab_size: int, *, stream
     if top < -1:
         raise range_error("prompt_logprobs", "`prompt_logprobs` must be a positive value or -1.", top)
     return _within(top, "prompt_logprobs", "prompt", vocab_size)
+
+
+def decode_logprob_token_ids(fields: Mapping[str, Any], vocab_size: int, logprobs: int | None) -> tuple[int, ...]:
+    """The tokens to show instead of the likeliest, none where the likeliest are wanted."""
+    token_ids = decode_token_ids(fields, "logprob_token_ids", vocab_size)
+    if token_ids and logprobs is None:
+        raise range_error("logprob_token_ids", "when using `logprob_token_ids`, `logprobs` must be set.")
+    return token_ids
 
 
 def decode_shows_ids(fields: Mapping[str, Any]) -> bool | None:

@@ -74,6 +74,7 @@ _HARMLESS: Final = MappingProxyType(
         "endianness": (None, "native", "little"),
         "echo": (None, False),
         "include_stop_str_in_output": (None, False),
+        "logprob_token_ids": (None, []),
         "request_id": (None, ""),
         "return_prompt_text": (None, False),
         "return_token_ids": (None, False),

@@ -57,7 +57,6 @@ COMPLETION_TYPES: Final = MappingProxyType(_SHARED | _types(int="n logprobs?", b
 # Field -> the values that ask for nothing. Any other value is refused, whatever the dialect.
 REFUSED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
     {
-        "logprob_token_ids": (None,),
         "repetition_detection": (None,),
         "return_token_offsets": (None, False),
         "return_weight_versions": (None, False),

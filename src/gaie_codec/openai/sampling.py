@@ -58,6 +58,7 @@ def decode_sampling(
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    logprob_token_ids: tuple[int, ...] = (),
     max_stop_strings: int = MAX_STOP_STRINGS,
 ) -> SamplingParams:
     """The sampling parameters of a request. `max_tokens` and the log probabilities differ by endpoint and come decoded.
@@ -131,13 +132,14 @@ def decode_sampling(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
         stop=stop,
-        stop_token_ids=_decode_stop_token_ids(body, vocab_size),
+        stop_token_ids=decode_token_ids(body, "stop_token_ids", vocab_size),
         skip_special_tokens=bool_field(body, "skip_special_tokens", True),
         spaces_between_special_tokens=bool_field(body, "spaces_between_special_tokens", True),
         ignore_eos=bool_field(body, "ignore_eos"),
         n=n,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        logprob_token_ids=logprob_token_ids,
         seed=None if seed == -1 else seed,  # vLLM takes -1 for none
         include_stop_str_in_output=bool_field(body, "include_stop_str_in_output"),
         logit_bias=_decode_logit_bias(body, vocab_size),
@@ -205,10 +207,11 @@ def _outside(token_ids: Iterable[int], vocab_size: int) -> list[int]:
     return [token_id for token_id in token_ids if token_id < 0 or (vocab_size and token_id >= vocab_size)][:10]
 
 
-def _decode_stop_token_ids(body: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
-    ids = _token_ids(body, "stop_token_ids")
+def decode_token_ids(body: Mapping[str, Any], name: str, vocab_size: int) -> tuple[int, ...]:
+    """A field of token ids, none when absent or null. Raises MalformedRequestError for one outside of the vocabulary."""
+    ids = _token_ids(body, name)
     if outside := _outside(ids, vocab_size):
-        raise _out_of_vocabulary("stop_token_ids", outside, vocab_size)
+        raise _out_of_vocabulary(name, outside, vocab_size)
     return tuple(ids)
 
 

@@ -42,6 +42,7 @@ _FIELDS = {
     "stream_interval": "sampling_params.one.stream_interval",
     "logprobs": "top_logprobs_num.one",
     "prompt_logprobs": "logprob_start_len.one",
+    "logprob_token_ids": "token_ids_logprob.one",
     "constraint.json_schema": "sampling_params.one.json_schema",
     "constraint.regex": "sampling_params.one.regex",
     "constraint.grammar": "sampling_params.one.ebnf",
@@ -89,6 +90,8 @@ def coder(request_type: Any) -> RequestCoder:
             message.top_logprobs_num.one = max(params.logprobs or 0, params.prompt_logprobs or 0)
         if params.prompt_logprobs is not None:
             message.logprob_start_len.one = 0
+        if params.logprob_token_ids:
+            message.token_ids_logprob.one.ids.extend(params.logprob_token_ids)
         for media in request.media:
             ref = getattr(message, _MEDIA_FIELDS[media.kind]).many.items.add().item.ref
             ref.url = media.url
@@ -178,6 +181,7 @@ def coder(request_type: Any) -> RequestCoder:
             seed=message.sampling_seed if message.HasField("sampling_seed") else None,
             stream_interval=message.stream_interval or None,
             logprobs=request.top_logprobs_num.one if wants_logprobs else None,
+            logprob_token_ids=tuple(request.token_ids_logprob.one.ids),
             prompt_logprobs=(
                 request.top_logprobs_num.one
                 if wants_logprobs and request.HasField("logprob_start_len") and request.logprob_start_len.one >= 0

@@ -97,6 +97,9 @@ def adapter(snapshot: Snapshot) -> Adapter:
             meta.cached_tokens = event.cached_tokens
             meta.reasoning_tokens = event.reasoning_tokens
         _encode_logprobs(event.logprobs, meta.output_token_logprobs, meta.output_top_logprobs)
+        for selected in event.logprobs:
+            if selected.selected:
+                _encode_top(selected.selected, meta.output_token_ids_logprobs.add().row)
         _encode_logprobs(event.prompt_logprobs, meta.input_token_logprobs, meta.input_top_logprobs)
         if isinstance(event, FinishEvent):
             _encode_finish(event, meta.finish_reason)
@@ -179,7 +182,12 @@ def adapter(snapshot: Snapshot) -> Adapter:
 
 def _decode_logprobs(meta: Any) -> tuple[TokenLogprob, ...]:
     return tuple(
-        TokenLogprob(token_id=entry.token_id, logprob=entry.logprob, top=_decode_top(meta.output_top_logprobs, place))
+        TokenLogprob(
+            token_id=entry.token_id,
+            logprob=entry.logprob,
+            top=_decode_top(meta.output_top_logprobs, place),
+            selected=_decode_top(meta.output_token_ids_logprobs, place),
+        )
         for place, entry in enumerate(meta.output_token_logprobs.entries)
     )
 
@@ -202,9 +210,12 @@ def _encode_logprobs(logprobs: Sequence[TokenLogprob | PromptLogprob], column: A
         told = column.entries.add(token_id=entry.token_id)
         if entry.logprob is not None:
             told.logprob = entry.logprob
-        row = rows.add().row
-        for token_id, value in entry.top:
-            row.entries.add(token_id=token_id, logprob=value)
+        _encode_top(entry.top, rows.add().row)
+
+
+def _encode_top(top: Sequence[tuple[int, float]], row: Any) -> None:
+    for token_id, value in top:
+        row.entries.add(token_id=token_id, logprob=value)
 
 
 def _decode_abort(abort: Any, said: dict[str, Any]) -> tuple[Event, ...]:

@@ -69,6 +69,7 @@ _FIELDS = {
     "n": "sampling_params.n",
     "logprobs": "top_logprobs_num",
     "prompt_logprobs": "logprob_start_len",
+    "logprob_token_ids": "token_ids_logprob",
     "include_stop_str_in_output": "sampling_params.no_stop_trim",
     "logit_bias": "sampling_params.logit_bias",
     "stream_interval": "sampling_params.stream_interval",
@@ -107,7 +108,10 @@ def adapter(snapshot: Snapshot) -> Adapter:
     has_reasoning_tokens = snapshot.has_field("GenerateStreamChunk", "reasoning_tokens")
     has_rank_presence = request_type.DESCRIPTOR.fields_by_name["data_parallel_rank"].has_presence
 
+    has_selected = snapshot.has_field("OutputLogProbs", "token_ids_logprobs")
     sends = existing(request_type, _FIELDS)
+    if not has_selected:
+        del sends["logprob_token_ids"]  # no answer would show them
     emulates = {name: how for name, how in _EMULATED.items() if name not in sends}
     ranges = {
         "top_p": _POSITIVE_FLOAT,
@@ -130,6 +134,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         message.return_logprob = params.logprobs is not None or params.prompt_logprobs is not None
         message.logprob_start_len = -1 if params.prompt_logprobs is None else 0
         message.top_logprobs_num = max(params.logprobs or 0, params.prompt_logprobs or 0)
+        message.token_ids_logprob.extend(params.logprob_token_ids)
         if request.lora_name:
             message.lora_id = request.lora_name
         if request.data_parallel_rank is not None:
@@ -163,7 +168,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         return TokensEvent(
             index=chunk.index,
             token_ids=chunk.token_ids[:],
-            logprobs=decode_logprobs(chunk.output_logprobs) if chunk.HasField("output_logprobs") else (),
+            logprobs=decode_logprobs(chunk.output_logprobs, has_selected=has_selected) if chunk.HasField("output_logprobs") else (),
             prompt_tokens=chunk.prompt_tokens,
             completion_tokens=chunk.completion_tokens,
             cached_tokens=chunk.cached_tokens,
@@ -176,7 +181,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         return FinishEvent(
             index=complete.index,
             token_ids=complete.output_ids[:],
-            logprobs=decode_logprobs(complete.output_logprobs) if complete.HasField("output_logprobs") else (),
+            logprobs=decode_logprobs(complete.output_logprobs, has_selected=has_selected) if complete.HasField("output_logprobs") else (),
             finish_reason=complete.finish_reason or "stop",
             matched_stop=getattr(complete, matched) if matched else None,
             prompt_tokens=complete.prompt_tokens,
@@ -358,6 +363,7 @@ def _decode_sampling(request: Any) -> SamplingParams:
         constraint=_decode_constraint(message),
         logprobs=request.top_logprobs_num if request.return_logprob else None,
         prompt_logprobs=request.top_logprobs_num if request.return_logprob and request.logprob_start_len >= 0 else None,
+        logprob_token_ids=tuple(request.token_ids_logprob),
         include_stop_str_in_output=message.no_stop_trim,
         logit_bias=decode_logit_bias(message.logit_bias),
         stream_interval=message.stream_interval or None,

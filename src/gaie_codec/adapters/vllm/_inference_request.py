@@ -52,6 +52,7 @@ _FIELDS = {
     "ignore_eos": "stopping.ignore_eos",
     "logprobs": "response.output_logprobs",
     "prompt_logprobs": "response.prompt_logprobs",
+    "logprob_token_ids": "response.output_candidates.token_ids.ids",
     "skip_special_tokens": "response.skip_special_tokens",
     "ec_transfer_params": "kv.ec_transfer_params",
     "watermarking": "watermarking",
@@ -141,9 +142,11 @@ def coder(snapshot: Snapshot, request_type: Any, *, sends_stops: bool) -> Reques
             message.prompt_token_ids = message.prompt_logprobs = True
             message.prompt_candidates.top_n = params.prompt_logprobs
         message.output_text = True
-        message.output_token_ids = request.return_token_ids or params.logprobs is not None
-        if params.logprobs is not None:
-            message.output_logprobs = True
+        message.output_logprobs = params.logprobs is not None or bool(params.logprob_token_ids)
+        message.output_token_ids = request.return_token_ids or message.output_logprobs
+        if params.logprob_token_ids:
+            message.output_candidates.token_ids.ids.extend(params.logprob_token_ids)
+        elif params.logprobs is not None:
             message.output_candidates.top_n = params.logprobs
         if "skip_special_tokens" in sends:
             message.skip_special_tokens = params.skip_special_tokens
@@ -204,6 +207,7 @@ def coder(snapshot: Snapshot, request_type: Any, *, sends_stops: bool) -> Reques
             ignore_eos=stopping.ignore_eos,
             logprobs=response.output_candidates.top_n if response.output_logprobs else None,
             prompt_logprobs=response.prompt_candidates.top_n if response.prompt_logprobs else None,
+            logprob_token_ids=tuple(response.output_candidates.token_ids.ids),
             skip_special_tokens=skips,
             bad_words_token_ids=tuple(tuple(one.ids) for one in decoding.bad_words_token_ids) if "bad_words_token_ids" in sends else (),
             grammar_from_first_token="grammar_from_first_token" in sends and message.engine_reasoning_gate.reasoning_ended,

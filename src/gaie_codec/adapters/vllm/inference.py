@@ -102,7 +102,7 @@ def adapter(snapshot: Snapshot) -> Adapter:
         for entry in event.logprobs:
             output.logprobs.append(entry.logprob)
             output.ranks.append(1)
-            _encode_candidates(entry.top, output.candidate_tokens.add())
+            _encode_candidates(entry.selected or entry.top, output.candidate_tokens.add())
         if isinstance(event, TokensEvent):
             output.num_tokens = event.completion_tokens
             return message
