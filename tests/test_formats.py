@@ -496,3 +496,11 @@ def test_names_are_unique_and_markers_can_be_told_apart():
         for row in rows:
             markers = [*row.layout.begins, row.layout.end] if formats is TOOL_FORMATS else [row.start, row.end, *row.interrupts]
             assert not any(a != b and b.startswith(a) for a in filter(None, markers) for b in markers)
+
+
+@given(st.sampled_from(sorted(CALLS)).flatmap(lambda tools: st.tuples(st.just(tools), texts_of(tools))), st.booleans())
+def test_without_a_whole_call_all_text_is_content(case, required):
+    tools, text = case
+    whole = joined(parse([text], tools=tools, required=required))
+    if not whole["calls"]:
+        assert (whole["content"] or "") == text

@@ -78,6 +78,7 @@ class Writer:
     def end_call(self) -> None:
         """The current call is whole."""
         self._reader.recorded()
+        self._after_call = True
         self._next_call()
 
     def give_up(self) -> None:
@@ -88,12 +89,12 @@ class Writer:
             return
         if self._parallel or not self._index:
             self._entries.append((BrokenToolCall, self._index, "", "", [text]))
+        self._after_call = False
         self._next_call()
 
     def _next_call(self) -> None:
         self._index += 1
         self.is_told = False
-        self._after_call = True
         self._space.clear()
 
     def _add(self, kind: type[Part], text: str) -> None:
