@@ -513,6 +513,25 @@ def test_a_server_that_tells_nothing_of_itself_is_served_with_a_tokenizer_of_our
         server.stop(None).wait()
 
 
+@pytest.mark.parametrize("dialect", ["vllm.engine", "sglang.scheduler"])
+def test_sglangs_flavor(dialect: str) -> None:
+    thread = SimThread(dialect)
+    try:
+        with serve(thread.port, "--flavor", "sglang", dialect=dialect) as base, connect(base) as client:
+            body = client.chat.completions.create(model="whatever", messages=ask(), max_tokens=50)
+            streamed, chunks = stream_text(client, messages=ask(), max_tokens=50, stream_options={"include_usage": True})
+            assert streamed == body.choices[0].message.content
+            assert chunks[-1].usage.reasoning_tokens == 0  # the SDK keeps what it does not know
+            assert chunks[-2].choices[0].model_extra == {"matched_stop": body.choices[0].matched_stop}
+            with client.chat.completions.stream(model="", messages=ask(), max_tokens=50) as stream:
+                assert stream.get_final_completion().choices[0].message.content == streamed
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.chat.completions.create(model="", messages=ask(), temperature=-1)
+            assert caught.value.body["object"] == "error"
+    finally:
+        thread.stop()
+
+
 @pytest.mark.parametrize("asked", ["vllm.engine", "vllm.inference", "sglang.api"])
 def test_a_dialect_that_the_server_does_not_speak(asked: str) -> None:
     thread = SimThread("sglang.runtime")

@@ -387,6 +387,45 @@ def test_folding_the_stream_gives_the_unary_body(transcoder, data):
     assert all(choice["finish_reason"] for choice in unary.json["choices"])
 
 
+def fold_sglang(answer: Answer) -> dict[int, dict]:
+    """What a client gets of each choice in SGLang's flavor, in the form of a unary body's."""
+    choices = {}
+    for chunk in answer.events[:-1]:
+        for part in chunk["choices"]:
+            delta, choice = part["delta"], choices.setdefault(part["index"], {"logprobs": [], "token_ids": [], "content": ""})
+            assert "finish_reason" not in choice, "more after the end"
+            assert ("role" in delta) == (choice.get("role") is None), "the role comes first, and once"
+            choice["role"] = "assistant"
+            choice["content"] += delta.get("content") or ""
+            choice["logprobs"] += (part["logprobs"] or {}).get("content", [])
+            choice["token_ids"] += part.get("token_ids", [])
+            if part["finish_reason"] is not None:
+                choice |= {"finish_reason": part["finish_reason"], "matched_stop": part["matched_stop"]}
+    return choices
+
+
+@each_snapshot
+@given(data=st.data())
+def test_folding_the_stream_gives_the_unary_body_in_sglangs_flavor(transcoder, data):
+    flavored = Transcoder(transcoder.adapter, tokenizer=TOKENIZER, model=transcoder.model, passthrough=False, flavor="sglang")
+    fields = data.draw(questions(transcoder))
+    call = ask(flavored, fields, stream=True, stream_options={"include_usage": True})
+    streams = whole(data.draw(answers(flavored, fields, call)))
+    streamed = answer_to_all(call, streams)
+    unary = answer_to_all(ask(flavored, fields, stream=False), streams)
+    assert streamed.usage == unary.usage
+    assert streamed.events[-2]["usage"] == unary.json["usage"]
+    assert fold_sglang(streamed) == {
+        choice["index"]: {
+            **{key: choice["message"][key] for key in ("role", "content")},
+            **{key: choice[key] for key in ("finish_reason", "matched_stop")},
+            "logprobs": (choice["logprobs"] or {}).get("content", []),
+            "token_ids": choice.get("token_ids", []),
+        }
+        for choice in unary.json["choices"]
+    }
+
+
 @each_snapshot
 @given(data=st.data())
 def test_every_convention_gives_the_same_unary_body(transcoder, data):

@@ -171,16 +171,14 @@ def encoded(call: Any, message: Any) -> bytes:
     return json_format.ParseDict(message, method.response()).SerializeToString()
 
 
-# What prompt logprobs have to be there for; and a case of two choices whose messages have but one.
-PENDING = {"prompt_logprobs_no_rank", "tools_n2"}
-SPECIFIED = sorted(name for name, case in CASES.items() if "grpc" in case)
+# A case of two choices whose messages are those of one: test_each_choice_has_a_parser_of_its_own.
+HALVES = {"tools_n2"}
+SPECIFIED = sorted(name for name, case in CASES.items() if "grpc" in case and name not in HALVES)
 
 
 @pytest.mark.parametrize("name", SPECIFIED)
 def test_checks(name: str) -> None:
     case = CASES[name]
-    if name in PENDING:
-        pytest.skip("not yet")
     ours = answer(case)
     checks = dict(case["checks"])
     if name in DIFFERENCES:
@@ -292,6 +290,47 @@ def test_logprobs_are_aligned_by_token() -> None:
     ours = answer(CASES["logprobs_shorter_than_tokens"])
     entries = [entry for choice in ours.choices() for entry in (choice["logprobs"] or {}).get("content", ())]
     assert [(entry["token"], entry["logprob"]) for entry in entries] == [("H", pytest.approx(-0.1)), ("lo", pytest.approx(-0.2))]
+
+
+def test_log_probabilities_of_the_prompt_have_no_rank() -> None:
+    body = json.loads(answer(CASES["prompt_logprobs_no_rank"]).body)
+    first, second = body["prompt_logprobs"]
+    assert first is None
+    assert second == {"2169": {"logprob": -1.5, "rank": None, "decoded_token": "user"}}
+
+
+def test_arguments_with_split_characters_are_json() -> None:
+    ours = answer(CASES["tool_arguments_emoji_split"])
+    pieces = [piece for choice in ours.choices() for piece in choice["delta"].get("tool_calls", ())]
+    arguments = json.loads("".join(piece["function"].get("arguments", "") for piece in pieces))
+    assert list(arguments) == ["city"]
+    assert arguments["city"].endswith("🇨🇭")
+    assert ours.finish()["finish_reason"] == "tool_calls"
+
+
+def test_each_choice_has_a_parser_of_its_own() -> None:
+    case = CASES["tools_n2"]
+    both = [{kind: {**part, "index": index}} for message in case["grpc"]["messages"] for kind, part in message.items() for index in (0, 1)]
+    ours = answer({**case, "grpc": {**case["grpc"], "messages": both}}, {**case["request"], "temperature": 1})
+    ids = set()
+    for index in (0, 1):
+        pieces = [piece for choice in ours.choices(index) for piece in choice["delta"].get("tool_calls", ())]
+        ids |= {piece["id"] for piece in pieces if "id" in piece}
+        assert [piece["function"]["name"] for piece in pieces if "id" in piece] == ["get_weather"]
+        assert json.loads("".join(piece["function"].get("arguments", "") for piece in pieces)) == {}
+        assert ours.finish(index)["finish_reason"] == "tool_calls"
+    assert len(ids) == 2
+    assert ours.is_done
+
+
+def test_hidden_reasoning_is_dropped() -> None:
+    ours = answer(CASES["think_hidden"])
+    assert (ours.joined("reasoning"), ours.content()) == ("", "\n\nThe answer is 42.")
+
+
+def test_reasoning_without_a_start_tag() -> None:
+    ours = answer(CASES["think_starts_inside"])
+    assert (ours.joined("reasoning"), ours.content()) == ("Let me think.\n", "\n\nThe answer is 42.")
 
 
 def test_two_prompts_are_two_calls_that_interleave() -> None:
