@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gaie_codec._errors import UsageError
+from gaie_codec.text import harmony_prompts
 from gaie_codec.text.huggingface import HuggingFaceTokenizer
-from gaie_codec.tokenizer_sources import load_tokenizer
+from gaie_codec.tokenizer_sources import load_tokenizer, make_tokenizer, read_files
 
 ROOT = Path(__file__).parent.parent
 BUILTIN = ROOT / "src" / "gaie_codec" / "_builtin_tokenizer"
@@ -133,3 +134,16 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     hub.snapshot_download = offline  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match=r"owner/model.*hub \(ConnectionError\)"):
         load_tokenizer("owner/model")
+
+
+def test_gpt_oss_models_are_known_by_their_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = read_files("builtin") | {"config.json": b'{"model_type": "gpt_oss"}'}
+    with pytest.raises(UsageError, match="not that of a gpt-oss model"):
+        make_tokenizer(files)
+    assert isinstance(make_tokenizer(files, chat_template="x"), HuggingFaceTokenizer)
+    monkeypatch.setattr(harmony_prompts, "HarmonyTokenizer", lambda tokenizer, *, strftime_now: (tokenizer, strftime_now("%Y")))
+    tokenizer, year = make_tokenizer(files)  # type: ignore[misc]
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    assert year.startswith("2")
+    monkeypatch.setitem(sys.modules, "gaie_codec.text.harmony_prompts", None)
+    assert isinstance(make_tokenizer(files), HuggingFaceTokenizer)

@@ -6,14 +6,21 @@ server itself hands out see `text.archive`.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from datetime import datetime
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ._errors import MalformedMessageError, UsageError
 from .text.huggingface import HuggingFaceTokenizer
+
+if TYPE_CHECKING:
+    from .text.harmony_prompts import HarmonyTokenizer
+
+AnyTokenizer: TypeAlias = "HuggingFaceTokenizer | HarmonyTokenizer"
 
 FILES: Final = (
     "tokenizer.json",
@@ -28,7 +35,7 @@ FILES: Final = (
 
 def load_tokenizer(
     source: str, *, chat_template: str | None = None, revision: str | None = None, local_files_only: bool = False
-) -> HuggingFaceTokenizer:
+) -> AnyTokenizer:
     """A tokenizer by "builtin", the path of a model's directory, or its id on the hub, tried in this order.
 
     `chat_template` is the text of one to use instead of the model's. `revision` and `local_files_only` (only what was downloaded
@@ -36,9 +43,25 @@ def load_tokenizer(
     """
     files = read_files(source, revision=revision, local_files_only=local_files_only)
     try:
-        return HuggingFaceTokenizer.from_files(files, chat_template=chat_template, strftime_now=strftime_now)
+        return make_tokenizer(files, chat_template=chat_template)
     except MalformedMessageError as error:
         raise UsageError(f"tokenizer {source}: {error}") from error
+
+
+def make_tokenizer(files: Mapping[str, bytes], *, chat_template: str | None = None) -> AnyTokenizer:
+    """A tokenizer of a model's files by their base names. Chats of a gpt-oss model are rendered as vLLM does, where the extra `harmony` is
+    installed and `chat_template` asks for nothing else.
+
+    Raises MalformedMessageError naming the file, and UsageError for a gpt-oss model with another vocabulary.
+    """
+    tokenizer = HuggingFaceTokenizer.from_files(files, chat_template=chat_template, strftime_now=strftime_now)
+    if chat_template is not None or "config.json" not in files or json.loads(files["config.json"]).get("model_type") != "gpt_oss":
+        return tokenizer
+    try:
+        from .text.harmony_prompts import HarmonyTokenizer
+    except ImportError:
+        return tokenizer
+    return HarmonyTokenizer(tokenizer, strftime_now=strftime_now)
 
 
 def read_files(source: str, *, revision: str | None = None, local_files_only: bool = False) -> dict[str, bytes]:

@@ -61,9 +61,12 @@ class HarmonyTokenizer:
             raise UsageError("the tokenizer is not that of a gpt-oss model, which harmony is for")
         self.vocab_size = tokenizer.vocab_size
         self.eos_token_ids = tokenizer.eos_token_ids.union(STOP_TOKEN_IDS)
-        self.max_model_len: int | None = getattr(tokenizer, "max_model_len", None)
-        self.max_token_chars: int = getattr(tokenizer, "max_token_chars", 0)
-        self.default_sampling_params: Mapping[str, Any] = getattr(tokenizer, "default_sampling_params", {})
+
+    def __getattr__(self, name: str) -> Any:
+        """What tokenizers may have besides."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from .. import CodecError, Limits, ModelInfo, Transcoder, UsageError
-from ..text.huggingface import HuggingFaceTokenizer, check_chat_template
-from ..tokenizer_sources import load_tokenizer, strftime_now
+from ..text.huggingface import check_chat_template
+from ..tokenizer_sources import AnyTokenizer, load_tokenizer, make_tokenizer
 from .questions import fetch_tokenizer
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ class Transcoders:
     def __init__(self, options: TranscoderOptions) -> None:
         self.options = options
         self._made: weakref.WeakSet[Transcoder] = weakref.WeakSet()
-        self._tokenizers: weakref.WeakValueDictionary[str, HuggingFaceTokenizer] = weakref.WeakValueDictionary()
-        self._own: HuggingFaceTokenizer | None = None
+        self._tokenizers: weakref.WeakValueDictionary[str, AnyTokenizer] = weakref.WeakValueDictionary()
+        self._own: AnyTokenizer | None = None
         self._loading = asyncio.Lock()
 
     @property
@@ -87,7 +87,7 @@ class Transcoders:
         """One for a server of which only is known what it speaks; None where the tokenizer is to be the server's, or is not loaded yet."""
         return self._share(adapter, self._own, ModelInfo()) if self._own is not None else None
 
-    def _share(self, adapter: Adapter, tokenizer: HuggingFaceTokenizer | None, model: ModelInfo) -> Transcoder:
+    def _share(self, adapter: Adapter, tokenizer: AnyTokenizer | None, model: ModelInfo) -> Transcoder:
         options = self.options
         if tokenizer is not None:
             passes_through = options.passthrough and adapter.passthrough is not None
@@ -114,7 +114,7 @@ class Transcoders:
         self._made.add(made)
         return made
 
-    async def _fetch(self, upstream: Upstream, adapter: Adapter, model: ModelInfo) -> HuggingFaceTokenizer:
+    async def _fetch(self, upstream: Upstream, adapter: Adapter, model: ModelInfo) -> AnyTokenizer:
         try:
             files = await fetch_tokenizer(upstream, adapter)
             digest = hashlib.sha256(msgspec.msgpack.encode(sorted(files.items()))).hexdigest()
@@ -131,11 +131,11 @@ class Transcoders:
                 f"upstream {upstream.target}: no tokenizer from the model server: {error}; name another source{hint}"
             ) from error
 
-    def _from_files(self, files: dict[str, bytes]) -> Callable[[], HuggingFaceTokenizer]:
-        return lambda: HuggingFaceTokenizer.from_files(files, chat_template=self.options.chat_template, strftime_now=strftime_now)
+    def _from_files(self, files: dict[str, bytes]) -> Callable[[], AnyTokenizer]:
+        return lambda: make_tokenizer(files, chat_template=self.options.chat_template)
 
 
-def complete_model_info(model: ModelInfo, tokenizer: HuggingFaceTokenizer, adapter: Adapter, *, takes_defaults: bool) -> ModelInfo:
+def complete_model_info(model: ModelInfo, tokenizer: AnyTokenizer, adapter: Adapter, *, takes_defaults: bool) -> ModelInfo:
     """What the model's files tell where the server does not: the server knows best what it was started with.
 
     `takes_defaults` allows the sampling defaults of the files.
