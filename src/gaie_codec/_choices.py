@@ -44,7 +44,7 @@ class TextLogprob(msgspec.Struct, frozen=True):
     top: tuple[tuple[str, float], ...] = ()
 
 
-class PromptToken(msgspec.Struct, frozen=True):
+class PromptToken(msgspec.Struct, frozen=True, gc=False):
     """A token of the prompt as text, with its log probability if it has one, its rank (0 where it is unknown), and the likeliest at its
     place as (token id, text, log probability, rank)."""
 

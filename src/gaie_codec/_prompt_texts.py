@@ -48,11 +48,13 @@ class PromptTexts:
         most = self._request.sampling.prompt_logprobs or 0
         tokens = []
         for entry in entries:
-            values = sorted(value for _, value in entry.top)
+            values = sorted([value for _, value in entry.top])
             # The place in the list is the rank; equals have that of the last of them, as in vLLM.
             top = tuple(
-                (other, detokenizer.peek(other), finite(value), len(values) - bisect_left(values, value))
-                for other, value in entry.top[:most]
+                [
+                    (other, detokenizer.peek(other), finite(value), len(values) - bisect_left(values, value))
+                    for other, value in entry.top[:most]
+                ]
             )
             text = detokenizer.decode((entry.token_id,))
             logprob = entry.logprob if entry.logprob is None else finite(entry.logprob)

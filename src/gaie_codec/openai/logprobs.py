@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from .._choices import PromptToken, TextLogprob, token_id_text
 from .fields import bool_field, int_field, range_error
 from .sampling import MAX_LOGPROBS, decode_token_ids
@@ -63,6 +65,14 @@ def _within(top: int, name: str, kind: str, vocab_size: int) -> int:
     return most
 
 
+class _Known(msgspec.Struct, gc=False):
+    """What is told of one token. A prompt may have a million of them, of which the collector need not know."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
 def encode_prompt_logprobs(tokens: Sequence[PromptToken]) -> list[dict[str, Any] | None] | None:
     """vLLM's form: by token id, the token of the prompt before the likeliest; null for the first, and a rank that is unknown is null.
     None where no server told any."""
@@ -72,9 +82,10 @@ def encode_prompt_logprobs(tokens: Sequence[PromptToken]) -> list[dict[str, Any]
 
 
 def _encode_place(token: PromptToken, logprob: float) -> dict[str, Any]:
-    place = {str(token.token_id): {"logprob": logprob, "rank": token.rank or None, "decoded_token": token.token}}
+    place = {str(token.token_id): _Known(logprob, token.rank or None, token.token)}
     for token_id, text, value, rank in token.top:
-        place.setdefault(str(token_id), {"logprob": value, "rank": rank, "decoded_token": text})
+        if token_id != token.token_id:
+            place[str(token_id)] = _Known(value, rank, text)
     return place
 
 
