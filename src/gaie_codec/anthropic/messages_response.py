@@ -8,7 +8,9 @@ events. Events are vLLM's.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -26,6 +28,14 @@ if TYPE_CHECKING:
 _encode = msgspec.json.Encoder().encode
 
 Kind: TypeAlias = Literal["", "text", "thinking", "tool_use"]
+
+_DELTAS: Final[Mapping[Kind, bytes]] = MappingProxyType(
+    {
+        "text": b'"text_delta","text"',
+        "thinking": b'"thinking_delta","thinking"',
+        "tool_use": b'"input_json_delta","partial_json"',
+    }
+)
 
 
 class _Block:
@@ -173,6 +183,12 @@ class StreamEncoder(_Encoder):
             return b"%b%b}}\n\n" % (self._prefix, _encode(text))
         return self._add("text", text)
 
+    def reasoning(self, index: int, text: str) -> bytes:
+        """Likewise."""
+        if self._kind == "thinking":
+            return b"%b%b}}\n\n" % (self._prefix, _encode(text))
+        return self._add("thinking", text)
+
     def close(self, usage: Usage) -> bytes:
         """The end of the last block, why it ended, and the end. A message without content has one empty text, as the body has."""
         begun = self._begin("text") if not self._count else b""
@@ -187,18 +203,11 @@ class StreamEncoder(_Encoder):
         ended = self._end_block()
         super()._begin(kind, id, name)
         assert self._last is not None
-        number = self._last.number
-        self._prefix = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,' % number
-        self._prefix += b'"delta":{"type":"text_delta","text":'
-        return ended + _event("content_block_start", index=number, content_block=self._last.start())
+        self._prefix = _before_delta(self._last)
+        return ended + _event("content_block_start", index=self._last.number, content_block=self._last.start())
 
     def _append(self, block: _Block, text: str) -> bytes:
-        kind, key = {
-            "text": ("text_delta", "text"),
-            "thinking": ("thinking_delta", "thinking"),
-            "tool_use": ("input_json_delta", "partial_json"),
-        }[block.kind]
-        return _event("content_block_delta", index=block.number, delta={"type": kind, key: text})
+        return b"%b%b}}\n\n" % (self._prefix if block is self._last else _before_delta(block), _encode(text))
 
     def _end_block(self) -> bytes:
         block, self._last, self._kind = self._last, None, ""
@@ -279,6 +288,12 @@ def _decode_input(call: _Block) -> msgspec.Raw | str:
         return msgspec.Raw(bytes(msgspec.json.decode(text.encode(), type=msgspec.Raw)))
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
         return text
+
+
+def _before_delta(block: _Block) -> bytes:
+    """The event of a delta as far as it is the same for all of a block."""
+    kind = _DELTAS[block.kind]
+    return b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":%b:' % (block.number, kind)
 
 
 def _event(name: str, **data: Any) -> bytes:
