@@ -42,8 +42,8 @@ def decode(fields=None, /, *, tokenizer=TOKENIZER, **more):
     return messages.decode_request(json.dumps(body).encode(), asked(tokenizer))
 
 
-def asked(tokenizer=TOKENIZER) -> Asked:
-    return Asked(request_id="r", tokenizer=tokenizer, model=ModelInfo(), tool_format=HERMES, accepts_media=True)
+def asked(tokenizer=TOKENIZER, **fields) -> Asked:
+    return Asked(request_id="r", tokenizer=tokenizer, model=ModelInfo(), tool_format=HERMES, accepts_media=True, **fields)
 
 
 def refused(kind=MalformedRequestError, /, **fields) -> CodecError:

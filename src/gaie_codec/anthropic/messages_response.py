@@ -148,7 +148,8 @@ class _Encoder:
         last = self._calls[max(self._calls)] if self._calls else None
         if isinstance(matched, str) and (last is None or isinstance(_decode_input(last), str)):
             return {"stop_reason": "stop_sequence", "stop_sequence": matched}
-        return {"stop_reason": "end_turn" if last is None else "tool_use", "stop_sequence": None}
+        is_use = last is not None or reason == "tool_calls"
+        return {"stop_reason": "tool_use" if is_use else "end_turn", "stop_sequence": None}
 
     def _usage(self, usage: Usage) -> dict[str, int]:
         """Tokens from the cache are no part of input_tokens."""
