@@ -138,7 +138,10 @@ def test_a_stream_of_a_completion():
         [{"index": 0, "text": "", "logprobs": None, "finish_reason": "stop", "matched_stop": EOS}],
     ]
     assert all(event["usage"] is None and event["object"] == "text_completion" for event in chunks)
-    assert usage["usage"]["completion_tokens"] == 3
+    assert usage["usage"] == {"prompt_tokens": usage["usage"]["prompt_tokens"], "total_tokens": usage["usage"]["prompt_tokens"] + 3} | {
+        "completion_tokens": 3,
+        "reasoning_tokens": 0,
+    }
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -151,6 +154,20 @@ def test_an_echoed_prompt_with_log_probabilities(stream):
     assert first["logprobs"]["tokens"][-1] == "a"
     assert first["logprobs"]["top_logprobs"][-1] == {"b": -0.25}
     assert set(first["logprobs"]["text_offset"]) == {-1}
+
+
+def test_without_likeliest_there_is_no_column_of_them():
+    call = ask(TEXT, logprobs=0)
+    entry = TokenLogprob(token_id=ids("a")[0], logprob=-0.5)
+    (choice,) = json.loads(body_of(call, FinishEvent(token_ids=ids("a"), logprobs=(entry,), finish_reason="length")))["choices"]
+    assert choice["logprobs"] == {"text_offset": [-1], "token_logprobs": [-0.5], "tokens": ["a"], "top_logprobs": []}
+
+
+def test_ids_of_a_chat_are_told_by_choice():
+    body = json.loads(body_of(ask(return_token_ids=True), FinishEvent(token_ids=[*ids("a"), EOS])))
+    assert body["choices"][0]["token_ids"] == [*ids("a"), EOS]
+    assert body["choices"][0]["prompt_token_ids"]
+    assert "prompt_token_ids" not in body
 
 
 def test_several_prompts_and_ids_of_tokens():
@@ -168,6 +185,21 @@ def test_several_prompts_and_ids_of_tokens():
     assert [choice["prompt_token_ids"] for choice in body["choices"]] == [ids("x"), ids("y")]
     assert body["metadata"] == {"weight_version": "default"}
     assert ask(TEXT).calls[0].inference.request_id == "r"
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_sglangs_names_of_fields(path):
+    call = ask(path, rid="mine", no_stop_trim=True, regex="a+")
+    sampling = call.inference.sampling
+    assert (call.id, sampling.include_stop_str_in_output, sampling.constraint.kind, sampling.constraint.value) == (
+        "mine",
+        True,
+        "regex",
+        "a+",
+    )
+    assert call.dropped == ()
+    assert ask(path, ebnf="root ::= x").inference.sampling.constraint.kind == "grammar"
+    assert ask(path, rid="mine", request_id="theirs", regex=None).id == "theirs"
 
 
 def test_any_model_is_taken_and_named():

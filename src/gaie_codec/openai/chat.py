@@ -17,6 +17,7 @@ from ..text import formats
 from . import policy, sampling
 from .endpoint import Asked, Decoded
 from .fields import bool_field, decode_json_object, int_field, literal_fault, object_field, type_error, type_errors
+from .flavors import renamed
 from .logprobs import decode_chat_logprobs, decode_logprob_token_ids, decode_prompt_logprobs, decode_shows_ids
 from .messages import decode_messages
 from .request import (
@@ -95,7 +96,7 @@ class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def decode_request(body: bytes, asked: Asked) -> Decoded:
     """Decode a chat completion request. The body's own `request_id` wins over the host's. Raises RequestError."""
-    return decode_fields(decode_json_object(body), asked, id_prefix=ID_PREFIX if asked.flavor.prefixes_ids else "")
+    return decode_fields(renamed(decode_json_object(body), asked.flavor), asked, id_prefix=ID_PREFIX if asked.flavor.prefixes_ids else "")
 
 
 def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = ID_PREFIX) -> Decoded:

@@ -17,6 +17,7 @@ from .._events import InferenceRequest, SamplingParams
 from . import chat, policy, sampling
 from .endpoint import Asked, Decoded
 from .fields import bool_field, decode_json_object, int_field, range_error
+from .flavors import renamed
 from .logprobs import decode_completion_logprobs, decode_logprob_token_ids, decode_prompt_logprobs, decode_shows_ids
 from .prompts import decode_prompts
 from .request import (
@@ -72,7 +73,7 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
     tokenizer, model = asked.tokenizer, asked.model
     if tokenizer is None:
         raise UsageError("a prompt has to be tokenized, and there is no tokenizer")
-    fields = decode_json_object(body)
+    fields = renamed(decode_json_object(body), asked.flavor)
     policy.check_types(fields, policy.COMPLETION_TYPES)
     if fields.get("suffix"):
         raise UnsupportedFieldError("suffix is not currently supported", param="suffix")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -48,3 +48,18 @@ FLAVORS: Final[Mapping[str, Flavor]] = MappingProxyType(
     }
 )
 VLLM: Final = FLAVORS["vllm"]
+
+# SGLang's names for what vLLM's server has too.
+_RENAMED: Final = MappingProxyType({"rid": "request_id", "no_stop_trim": "include_stop_str_in_output"})
+_CONSTRAINTS: Final = MappingProxyType({"regex": "regex", "ebnf": "grammar"})
+
+
+def renamed(fields: dict[str, Any], flavor: Flavor) -> dict[str, Any]:
+    """The fields of a request by the names that they have in vLLM's API, which win where both are there."""
+    if flavor.name == "vllm":
+        return fields
+    told = {_RENAMED.get(name, name): value for name, value in fields.items() if _RENAMED.get(name) not in fields}
+    for name, kind in _CONSTRAINTS.items():
+        if told.get(name) is not None and told.get("structured_outputs") is None:
+            told["structured_outputs"] = {kind: told.pop(name)}
+    return told

@@ -146,8 +146,13 @@ class UnaryEncoder(chat_response.UnaryEncoder):
             "matched_stop": None if finish.finish_reason == "tool_calls" else self._matched_stop(index),
         }
         if self._options.return_token_ids:
-            choice["token_ids"] = self._token_ids[index]
+            choice |= {"token_ids": self._token_ids[index], "prompt_token_ids": self._prompts[0]}
         return choice
+
+    def prompt_part(self, prompts: list[list[int]]) -> dict[str, Any]:
+        said = super().prompt_part(prompts)
+        said.pop("prompt_token_ids", None)  # the choices have them
+        return said
 
     def _matched_stop(self, index: int) -> str | int | None:
         return matched_stop(self._finishes[index], next(reversed(self._token_ids[index]), None), self._meta)
@@ -184,13 +189,20 @@ class CompletionStream(StreamEncoder):
         choice: dict[str, Any] = {
             "index": index,
             "text": options.echo_of(number) + text if echoes else text,
-            "logprobs": encode_columns(delta.prompt if echoes else (), entries) if options.logprobs else None,
+            "logprobs": encode_columns(delta.prompt if echoes else (), entries, options.top_logprobs) if options.logprobs else None,
             "finish_reason": delta.finish_reason,
             "matched_stop": matched_stop(delta, self._last_ids.get(index), self._meta) if is_last else None,
         }
         if options.return_token_ids:
             choice |= {"token_ids": delta.token_ids} | ({"prompt_token_ids": self._prompt_token_ids[number]} if is_first else {})
         return self._chunk({"choices": [choice], "usage": None, **self._running(usage), **_kv_transfer(delta)})
+
+    def close(self, usage: Usage) -> bytes:
+        """The usage chunk when asked for, in which completions have no nulls, and `[DONE]`."""
+        if not self._options.include_usage:
+            return _sse.DONE
+        told = {key: value for key, value in self._usage(usage).items() if value is not None}
+        return self._chunk({"choices": [], "usage": told}) + _sse.DONE
 
 
 class CompletionBody(UnaryEncoder):
@@ -210,7 +222,9 @@ class CompletionBody(UnaryEncoder):
         choice: dict[str, Any] = {
             "index": index,
             "text": options.echo_of(number) + text,
-            "logprobs": encode_columns(finish.prompt if options.echoes else (), entries) if options.logprobs else None,
+            "logprobs": encode_columns(finish.prompt if options.echoes else (), entries, options.top_logprobs)
+            if options.logprobs
+            else None,
             "finish_reason": finish.finish_reason,
             "matched_stop": self._matched_stop(index),
         }
@@ -232,7 +246,7 @@ def encode_usage(usage: Usage, meta: ResponseMeta) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "total_tokens": usage.total_tokens,
         "completion_tokens": usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens} if meta.prompt_tokens_details else None,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens} if meta.prompt_tokens_details and usage.cached_tokens else None,
         "reasoning_tokens": usage.reasoning_tokens,
         "completion_tokens_details": None,
     }
@@ -243,8 +257,9 @@ def encode_logprobs(entries: Sequence[TextLogprob]) -> dict[str, Any]:
     return {"content": [encode_logprob(entry) for entry in entries]}
 
 
-def encode_columns(prompt: Sequence[PromptToken], entries: Sequence[TextLogprob]) -> dict[str, Any]:
-    """The `logprobs` of a completion: no offsets, and of the likeliest what the server told, without the sampled token where it is none."""
+def encode_columns(prompt: Sequence[PromptToken], entries: Sequence[TextLogprob], top: int) -> dict[str, Any]:
+    """The `logprobs` of a completion: no offsets, and of the likeliest what the server told, without the sampled token where it is
+    none. `top` is how many were asked for."""
     return {
         "text_offset": [-1] * (len(prompt) + len(entries)),
         "token_logprobs": [*(one.logprob for one in prompt), *(one.logprob for one in entries)],
@@ -252,7 +267,9 @@ def encode_columns(prompt: Sequence[PromptToken], entries: Sequence[TextLogprob]
         "top_logprobs": [
             *({text: value for _, text, value, _ in one.top} if one.top else None for one in prompt),
             *(dict(one.top) for one in entries),
-        ],
+        ]
+        if top
+        else [],
     }
 
 
