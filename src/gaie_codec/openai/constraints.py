@@ -13,7 +13,7 @@ import msgspec
 
 from .._errors import MalformedRequestError
 from .._events import Constraint
-from .fields import Fault, json_text, literal_fault, object_field, type_error, type_errors
+from .fields import Fault, json_text, literal_fault, no_dataclass_fault, no_model_fault, type_error, type_errors
 
 FIELDS: Final = frozenset(("response_format", "structured_outputs"))
 MAX_SCHEMA_DEPTH: Final = 64
@@ -21,7 +21,6 @@ MAX_SCHEMA_DEPTH: Final = 64
 
 _KINDS: Final = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 _PLAIN_FORMATS: Final = ("text", "json_object", "json_schema")
-_NOT_AN_OBJECT: Final = "Input should be a valid dictionary or object to extract fields from"
 _NONE: Final = "You must use one kind of structured outputs constraint but none are specified"
 _SEVERAL: Final = "You can only use one kind of structured outputs constraint but multiple are specified"
 
@@ -29,9 +28,11 @@ _SEVERAL: Final = "You can only use one kind of structured outputs constraint bu
 def decode_constraint(fields: Mapping[str, Any]) -> Constraint | None:
     """What the output must match; where both fields ask for the same kind, `response_format` counts. Raises MalformedRequestError."""
     from_format = _decode_response_format(fields.get("response_format"))
-    outputs = object_field(fields, "structured_outputs")
+    outputs = fields.get("structured_outputs")
     if outputs is None:
         return from_format
+    if not isinstance(outputs, dict):
+        raise type_errors(no_dataclass_fault("structured_outputs", "StructuredOutputsParams"))
     asked = [kind for kind in _KINDS if outputs.get(kind) is not None]
     if not asked:
         raise MalformedRequestError(_NONE)
@@ -79,7 +80,7 @@ def _decode_response_format(value: Any) -> Constraint | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise type_errors(*[Fault("response_format", "model_attributes_type", _NOT_AN_OBJECT)] * 3)
+        raise type_errors(*[no_model_fault("response_format")] * 3)
     kind = value.get("type")
     if kind == "structural_tag":
         return Constraint(kind="structural_tag", value=json_text(_decode_tag(value), "response_format"))
@@ -121,7 +122,7 @@ def _faults_of_plain(value: dict[str, Any]) -> Iterator[Fault]:
     if wrapper is None:
         return
     if not isinstance(wrapper, dict):
-        yield Fault(loc, "model_attributes_type", _NOT_AN_OBJECT)
+        yield no_model_fault(loc)
         return
     yield from _faults_of_text(wrapper, "name", loc)
     if not isinstance(wrapper.get("schema"), dict | None):
@@ -159,7 +160,7 @@ def _faults_of_item(name: str, item: Any, loc: str) -> Iterator[Fault]:
         if not isinstance(item, str):
             yield Fault(loc, "string_type", "Input should be a valid string")
     elif not isinstance(item, dict):
-        yield Fault(loc, "model_attributes_type", _NOT_AN_OBJECT)
+        yield no_model_fault(loc)
     else:
         yield from _faults_of_text(item, "begin", loc)
         if not isinstance(item.get("schema"), dict | None):

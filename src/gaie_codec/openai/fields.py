@@ -35,7 +35,7 @@ def decode_json_object(body: bytes) -> dict[str, Any]:
     if value is None:
         raise type_error("", "missing", "Field required")
     if not isinstance(value, dict):
-        raise type_error("", "model_attributes_type", "Input should be a valid dictionary or object to extract fields from")
+        raise type_errors(no_model_fault(""))
     return value
 
 
@@ -93,6 +93,16 @@ def type_errors(*faults: Fault) -> MalformedRequestError:
     error = MalformedRequestError("\n".join(lines), param=places[0])
     error.error_type = "Bad Request"
     return error
+
+
+def no_model_fault(loc: str) -> Fault:
+    """A value that is no object where vLLM has a model for its fields."""
+    return Fault(loc, "model_attributes_type", "Input should be a valid dictionary or object to extract fields from")
+
+
+def no_dataclass_fault(loc: str, name: str) -> Fault:
+    """A value that is no object where vLLM has a dataclass of this name."""
+    return Fault(loc, "dataclass_type", f"Input should be a dictionary or an instance of {name}", {"class_name": name})
 
 
 def literal_fault(loc: str, *allowed: str) -> Fault:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from .._errors import MalformedRequestError, UnsupportedFieldError
-from .fields import as_float, as_int, bool_field, list_field, object_field, str_field, type_error
+from .fields import as_float, as_int, bool_field, list_field, no_dataclass_fault, object_field, str_field, type_error, type_errors
 
 _Check = Callable[[Mapping[str, Any], str], Any]
 
@@ -40,7 +40,7 @@ _SHARED: Final = _types(
     bool="stream? use_beam_search watermarking? include_stop_str_in_output ignore_eos skip_special_tokens? spaces_between_special_tokens"
     " add_special_tokens return_tokens_as_token_ids? return_token_ids? return_weight_versions return_token_offsets?",
     str="model? user? request_id session_id? cache_salt?",
-    dict="logit_bias? kv_transfer_params? ec_transfer_params? vllm_xargs? repetition_detection?",
+    dict="logit_bias? kv_transfer_params? ec_transfer_params? vllm_xargs?",
     list="stop_token_ids? allowed_token_ids? bad_words logprob_token_ids?",
 )
 CHAT_TYPES: Final = MappingProxyType(
@@ -111,8 +111,10 @@ def _asks_nothing(name: str, value: Any, harmless: tuple[Any, ...]) -> bool:
 
 
 def _check_repetition(value: Any) -> None:
-    if not isinstance(value, dict):
+    if value is None:
         return
+    if not isinstance(value, dict):
+        raise type_errors(no_dataclass_fault("repetition_detection", "RepetitionDetectionParams"))
     most, least, count = (as_int(value.get(name), f"repetition_detection.{name}") or 0 for name in _REPETITION)
     if most < 0 or least < 0 or least > most:
         raise MalformedRequestError(

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any, Final
 from .._errors import MalformedRequestError, ModelNotFoundError
 from .._events import ModelInfo
 from .endpoint import Asked
-from .fields import as_int, bool_field, bounded_int, int_field, json_text, literal_fault, object_field, range_error, str_field, type_errors
+from .fields import (
+    as_int,
+    bool_field,
+    bounded_int,
+    int_field,
+    json_text,
+    literal_fault,
+    no_model_fault,
+    object_field,
+    range_error,
+    str_field,
+    type_errors,
+)
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
@@ -138,11 +150,13 @@ def decode_max_tokens(wanted: int | None, prompt_tokens: int, model: ModelInfo, 
 
 def decode_stream_options(fields: Mapping[str, Any], stream: bool) -> tuple[bool, bool]:
     """include_usage and continuous_usage_stats."""
-    options = object_field(fields, "stream_options")
+    options = fields.get("stream_options")
+    if options and not stream:
+        raise range_error("stream_options", "Stream options can only be defined when `stream=True`.")
+    if options is not None and not isinstance(options, dict):
+        raise type_errors(no_model_fault("stream_options"))
     if not options:
         return False, False
-    if not stream:
-        raise range_error("stream_options", "Stream options can only be defined when `stream=True`.")
     include = bool_field(options, "include_usage", loc="stream_options.include_usage")
     return include, include and bool_field(options, "continuous_usage_stats", loc="stream_options.continuous_usage_stats")
 

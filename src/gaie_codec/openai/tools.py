@@ -41,7 +41,7 @@ def decode_tools(value: Any) -> list[dict[str, Any]] | None:
     if not isinstance(value, list):
         raise type_error("tools", "list_type", "Input should be a valid list")
     if not value:
-        raise MalformedRequestError("tools must not be an empty list; leave it out instead", param="tools")
+        raise range_error("tools", "`tools` must not be an empty array. Either provide at least one tool or omit the field entirely.")
     for place, tool in enumerate(value):
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict):
