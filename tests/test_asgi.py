@@ -140,6 +140,32 @@ def test_dropped_fields_are_named(stream):
     assert client.headers["x-gaie-codec-dropped"] == "bad_words, strange%0D%0A%C3%A4%2C"
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("use_beam_search", True, "use_beam_search"),
+        ("vllm_xargs", {"a": 1}, "vllm_xargs"),
+        ("thinking_token_budget", 5, "thinking_token_budget"),
+        ("structured_outputs", {"regex": "a", "whitespace_pattern": " "}, "structured_outputs.whitespace_pattern"),
+    ],
+)
+@pytest.mark.parametrize(("path", "asked"), [(CHAT, {}), ("/v1/completions", {"prompt": "x"})])
+def test_what_no_server_can_do_is_refused_or_dropped_and_named(path, asked, field, value, named):
+    body = json.dumps({**json.loads(chat(**{field: value})), **asked}).encode()
+    refused = ask(ScriptedUpstream(*WHOLE), "POST", path, body)
+    assert (refused.status, refused.error["param"], refused.error["type"]) == (400, named, "BadRequestError")
+    dropped = ask(ScriptedUpstream(*WHOLE), "POST", path, body, unsupported="drop")
+    assert dropped.status == 200
+    assert named in dropped.headers["x-gaie-codec-dropped"].split(", ")
+
+
+@pytest.mark.parametrize("unsupported", ["reject", "drop"])
+def test_what_vllm_would_refuse_is_refused_whatever_the_choice(unsupported):
+    for fields, param in (({"thinking_token_budget": -5}, "thinking_token_budget"), ({"chat_template": "{{ x }}"}, None)):
+        client = ask(ScriptedUpstream(), "POST", CHAT, chat(**fields), unsupported=unsupported)
+        assert (client.status, client.error["param"]) == (400, param)
+
+
 def test_dropped_header_is_bounded():
     client = ask(ScriptedUpstream(*WHOLE), "POST", CHAT, chat(**{f"unknown_{number}": 1 for number in range(5000)}))
     dropped = client.headers["x-gaie-codec-dropped"]
@@ -431,7 +457,7 @@ def test_health(script, status):
     assert upstream.asked == [(f"/{SERVICE}/HealthCheck", b"", (), 1.5)]
     assert upstream.calls[0].is_cancelled
     if status == 503:
-        assert client.error["type"] == "ServiceUnavailableError"
+        assert client.error["type"] == "Service Unavailable"
 
 
 def test_lifespan_and_foreign_scopes():

@@ -158,7 +158,7 @@ def test_an_answer_of_something_that_is_no_grpc_is_an_openai_error():
     head = [(":status", "503"), ("content-type", "text/plain"), ("content-length", "19")]
     stream = Stream().ask(chat()).answer([b"no healthy upstream"], headers=head, trailers=None)
     assert stream.immediate.status.code == 503
-    assert json.loads(stream.immediate.body)["error"]["type"] == "ServiceUnavailableError"
+    assert json.loads(stream.immediate.body)["error"]["type"] == "Service Unavailable"
     assert b"no healthy" not in stream.immediate.body
 
 
@@ -257,8 +257,8 @@ def test_a_wrong_request_is_answered_at_once_and_nothing_is_sent():
 
 def test_dropped_fields_are_named_in_the_answer():
     server = FakeServer(unsupported="drop")
-    stream = Stream(gateway(server)).ask(chat(no_such_field=1)).answer([ANSWER])
-    assert stream.response.headers["x-gaie-codec-dropped"] == "no_such_field"
+    stream = Stream(gateway(server)).ask(chat(no_such_field=1, use_beam_search=True, bad_words=["x"])).answer([ANSWER])
+    assert stream.response.headers["x-gaie-codec-dropped"] == "bad_words, no_such_field, use_beam_search"
 
 
 def test_a_body_that_is_too_long_is_refused_before_it_is_whole():

@@ -373,7 +373,7 @@ def test_a_status_after_the_first_message_is_an_event_without_done():
     answer = answer_to(call(stream=True), [wire(chunk("Hello"))], trailers=UNAVAILABLE)
     assert answer.status == 200
     assert answer.content() == "Hello"
-    assert error_in(answer) == {"message": "The model server is unavailable", "type": "ServiceUnavailableError", "param": None, "code": 503}
+    assert error_in(answer) == {"message": "The model server is unavailable", "type": "Service Unavailable", "param": None, "code": 503}
 
 
 def test_a_status_after_the_first_message_of_a_unary_answer_is_a_plain_answer():

@@ -44,7 +44,7 @@ class HttpError(NamedTuple):
     message: str
 
 
-# Types are vLLM's where vLLM has one (400, 404, 500), else the openai SDK's class for that status.
+# Types are vLLM's where vLLM has one (400, 404, 500, 503), else the openai SDK's class for that status.
 CODE_TABLE: Final[Mapping[Code, HttpError]] = MappingProxyType(
     {
         Code.OK: HttpError(200, "", ""),
@@ -61,7 +61,7 @@ CODE_TABLE: Final[Mapping[Code, HttpError]] = MappingProxyType(
         Code.OUT_OF_RANGE: HttpError(400, "BadRequestError", "A value is out of the range that the model server accepts"),
         Code.UNIMPLEMENTED: HttpError(501, "NotImplementedError", "The model server does not implement this call"),
         Code.INTERNAL: HttpError(500, "InternalServerError", "Internal server error"),
-        Code.UNAVAILABLE: HttpError(503, "ServiceUnavailableError", "The model server is unavailable"),
+        Code.UNAVAILABLE: HttpError(503, "Service Unavailable", "The model server is unavailable"),
         Code.DATA_LOSS: HttpError(500, "InternalServerError", "Internal server error"),
         Code.UNAUTHENTICATED: HttpError(401, "AuthenticationError", "The model server did not accept the credentials"),
     }

@@ -248,7 +248,7 @@ def test_an_ext_proc_server_that_is_down_is_an_openai_503(mode: str, versions: A
         answer = client.post(f"{envoy.url}/v1/x", content=b"{}")
     assert answer.status_code == 503
     error = error_of(answer)
-    assert (error["type"], error["message"]) == ("ServiceUnavailableError", "The endpoint picker did not answer")
+    assert (error["type"], error["message"]) == ("Service Unavailable", "The endpoint picker did not answer")
 
 
 def test_the_words_of_an_ext_proc_server_that_fails_are_not_the_clients_business(start_envoy: StartEnvoy, start_ext_proc: StartExtProc):
@@ -301,7 +301,7 @@ def test_a_model_server_that_is_not_there_is_an_openai_503(what: str, start_envo
     envoy = start_envoy(ext_proc=ext_proc.address, access_log=True)
     answer = httpx.post(f"{envoy.url}/v1/x", content=b"{}")
     assert answer.status_code == 503
-    assert error_of(answer)["type"] == "ServiceUnavailableError"
+    assert error_of(answer)["type"] == "Service Unavailable"
     (line,) = envoy.access_log()
     assert (line["status"], line["flags"]) == (503, "UF" if what == "nobody" else "UH")
     seen = {kind(message): message for message in ext_proc.seen[0]}

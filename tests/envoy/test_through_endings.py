@@ -104,7 +104,7 @@ def test_ext_proc_killed_amid_requests_is_a_503_or_a_broken_body(own: Stack):
     for stream in (False, True):
         refused = httpx.post(f"{own.url}/{CHAT}", json={"messages": ask(), "stream": stream}, timeout=20)
         assert refused.status_code == 503
-        assert refused.json()["error"]["type"] == "ServiceUnavailableError"
+        assert refused.json()["error"]["type"] == "Service Unavailable"
     assert len(own.sim.server.requests) == before
 
 

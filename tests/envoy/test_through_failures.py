@@ -163,7 +163,7 @@ def test_a_reset_before_the_answer_has_begun_is_a_503(scripted: Behind, after: s
     assert got[0].status_code == 503
     assert got[0].headers["content-type"] == "application/json"
     error = got[0].json()["error"]
-    assert (error["code"], error["type"], error["param"]) == (503, "ServiceUnavailableError", None)
+    assert (error["code"], error["type"], error["param"]) == (503, "Service Unavailable", None)
 
 
 def test_a_reset_amid_the_stream_is_a_broken_body(scripted: Behind):
@@ -230,6 +230,6 @@ def test_a_model_server_that_is_down_is_a_503(tmp_path: Path, stream: bool):
             with pytest.raises(openai.InternalServerError) as caught:
                 client.chat.completions.create(model="", messages=ask(), stream=stream)
             assert caught.value.status_code == 503
-            assert caught.value.response.json()["error"]["type"] == "ServiceUnavailableError"
+            assert caught.value.response.json()["error"]["type"] == "Service Unavailable"
             reasons.append(caught.value.response.headers.get("x-llm-d-request-dropped-reason"))
         assert reasons[0] is None

@@ -199,7 +199,7 @@ def test_a_model_server_that_is_down_is_a_503_in_json(tmp_path: Path):
     with ext_proc_of(tmp_path, *settings) as ext_proc, envoy_of(tmp_path, ext_proc.address, upstream_protocol="http") as envoy:
         server.stop()
         answer = httpx.post(f"{envoy.url}{CHAT}", json={"messages": []}, timeout=20)
-    assert (answer.status_code, answer.json()["error"]["type"]) == (503, "ServiceUnavailableError")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (503, "Service Unavailable")
 
 
 def pool(protocol: str) -> str:

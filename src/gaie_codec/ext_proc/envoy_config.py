@@ -184,10 +184,10 @@ _BODY: Final = "%LOCAL_REPLY_BODY%"
 
 # The first that fits: its condition, the type and the message of the error.
 _OWN_ERRORS: Final = (
-    (f"response.code == 503 && {_FAILED}", "ServiceUnavailableError", "The endpoint picker did not answer"),
+    (f"response.code == 503 && {_FAILED}", "Service Unavailable", "The endpoint picker did not answer"),
     (f"response.code == 504 && {_FAILED}", "GatewayTimeoutError", "The endpoint picker did not answer in time"),
-    (f"response.code == 503 && {_MISUSED}", "ServiceUnavailableError", "The endpoint picker gave an answer that cannot be used"),
-    ("response.code == 503", "ServiceUnavailableError", _BODY),
+    (f"response.code == 503 && {_MISUSED}", "Service Unavailable", "The endpoint picker gave an answer that cannot be used"),
+    ("response.code == 503", "Service Unavailable", _BODY),
     ("response.code == 504", "GatewayTimeoutError", _BODY),
     ("response.code >= 500", "InternalServerError", _BODY),
     ("response.code == 429", "RateLimitError", _BODY),

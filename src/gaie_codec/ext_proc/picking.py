@@ -83,7 +83,7 @@ class NoEndpointError(CodecError):
 
     code = Code.UNAVAILABLE
     http_status = 503
-    error_type = "ServiceUnavailableError"
+    error_type = "Service Unavailable"
     reason = "rejected-no-endpoints"
     """Of `x-llm-d-request-dropped-reason`."""
 

@@ -28,7 +28,8 @@ def decode_prompts(
     if value == []:
         raise range_error("prompt", "You must pass at least one prompt")
     prompts: list[Any] = [value] if isinstance(value, str) else value
-    if isinstance(value, list) and (ids := _as_ids(value)) is not None:
+    # Texts are texts, be they numbers.
+    if isinstance(value, list) and not all(isinstance(item, str) for item in value) and (ids := _as_ids(value)) is not None:
         prompts = [ids]
     if not isinstance(prompts, list):
         raise _no_prompt(value)
