@@ -221,6 +221,9 @@ def _echo(fields: Mapping[str, Any], decoded: Decoded, has_tools: bool) -> dict[
     """What vLLM repeats of the request, as it took it. It is made here so that what cannot be JSON is the request's fault."""
     sampling = decoded.inference.sampling
     choice = fields.get("tool_choice")
+    object_field(fields, "metadata")
+    for name in ("user", "service_tier"):
+        str_field(fields, name)
     echoed: dict[str, Any] = {name: fields.get(name) for name in _ECHOED}
     echoed |= {
         "instructions": fields.get("instructions"),
