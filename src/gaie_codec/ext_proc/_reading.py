@@ -1,4 +1,4 @@
-"""What an answer that passes by says of itself: the usage of OpenAI's JSON or SSE, cut anywhere, or the status of a gRPC call."""
+"""What an answer that passes by says of itself: the usage of its JSON or SSE, cut anywhere, or the status of a gRPC call."""
 
 from __future__ import annotations
 
@@ -28,10 +28,20 @@ class _Usage(msgspec.Struct):
     completion_tokens: _Count | None = 0
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
+    # As responses and messages have it, the latter without those of the cache.
+    input_tokens: _Count = 0
+    output_tokens: _Count | None = 0
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+    cache_read_input_tokens: _Count | None = None
 
 
-class _Body(msgspec.Struct):
+class _Response(msgspec.Struct):
     usage: _Usage | None = None
+
+
+class _Body(_Response):
+    response: _Response | None = None
 
 
 _decode: Final = msgspec.json.Decoder(_Body).decode
@@ -85,15 +95,19 @@ class HttpReading:
 
     def _read(self, text: str | bytearray) -> None:
         try:
-            told = _decode(text).usage
+            body = _decode(text)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return
+        told = body.usage if body.response is None else body.response.usage
         if told is not None:
+            apart = told.cache_read_input_tokens or 0
+            prompt = told.prompt_tokens_details or told.input_tokens_details or _Details()
+            completion = told.completion_tokens_details or told.output_tokens_details or _Details()
             self.usage = Usage(
-                prompt_tokens=told.prompt_tokens,
-                completion_tokens=told.completion_tokens or 0,
-                cached_tokens=(told.prompt_tokens_details or _Details()).cached_tokens or 0,
-                reasoning_tokens=(told.completion_tokens_details or _Details()).reasoning_tokens or 0,
+                prompt_tokens=told.prompt_tokens or told.input_tokens + apart,
+                completion_tokens=told.completion_tokens or told.output_tokens or 0,
+                cached_tokens=prompt.cached_tokens or apart,
+                reasoning_tokens=completion.reasoning_tokens or 0,
             )
 
 
