@@ -116,7 +116,7 @@ def test_an_impossible_token_has_a_finite_logprob():
 
 
 def test_tokens_by_their_ids_in_a_chat():
-    call = ask(logprobs=True, top_logprobs=1, return_tokens_as_token_ids=True)
+    call = ask(logprobs=True, top_logprobs=2, return_tokens_as_token_ids=True)
     event = FinishEvent(token_ids=[A], logprobs=(TokenLogprob(token_id=A, logprob=-0.5, top=((B, -0.25),)),), finish_reason="length")
     (shown,) = answer_to(call, [frames_of(ENGINE.adapter, [event])]).json["choices"][0]["logprobs"]["content"]
     name, other = (f"token_id:{one}" for one in (A, B))
@@ -124,8 +124,17 @@ def test_tokens_by_their_ids_in_a_chat():
         "token": name,
         "logprob": -0.5,
         "bytes": list(name.encode()),
-        "top_logprobs": [{"token": other, "logprob": -0.25, "bytes": list(other.encode())}],
+        "top_logprobs": [{"token": text, "logprob": value, "bytes": list(text.encode())} for text, value in ((name, -0.5), (other, -0.25))],
     }
+
+
+def test_the_sampled_token_is_the_first_of_the_likeliest_as_with_vllm():
+    host = HOSTS["sglang.scheduler"]
+    entry = TokenLogprob(token_id=A, logprob=-3.0, top=((B, -0.5), (5, -1.0)))
+    event = FinishEvent(token_ids=[A], logprobs=(entry,), finish_reason="length")
+    wire = [frames_of(host.adapter, [event])]
+    (shown,) = answer_to(ask(host, logprobs=True, top_logprobs=2), wire).json["choices"][0]["logprobs"]["content"]
+    assert [one["token"] for one in shown["top_logprobs"]] == ["a", " b"]
 
 
 SELECTING = [name for name, host in HOSTS.items() if "logprob_token_ids" in host.adapter.carries]

@@ -169,6 +169,7 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
         continuous_usage=continuous_usage,
         return_token_ids=inference.return_token_ids,
         logprobs=logprobs is not None,
+        top_logprobs=len(selected) + 1 if selected else logprobs or 0,
         prompt_logprobs=prompt_logprobs is not None,
         return_tokens_as_token_ids=decode_shows_ids(fields),
         role=role,

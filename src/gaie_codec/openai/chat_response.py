@@ -7,6 +7,7 @@ order: `open`, `delta` ..., then `close` or `error`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,7 +19,7 @@ from .._events import BodyEvent, Usage
 from .chat import ChatOptions
 from .endpoint import ResponseMeta
 from .errors import encode_error, encode_error_event
-from .logprobs import encode_prompt_logprobs
+from .logprobs import encode_prompt_logprobs, sampled_first
 
 if TYPE_CHECKING:
     from ..text import ToolCall
@@ -115,7 +116,7 @@ class StreamEncoder:
         choice: dict[str, Any] = {
             "index": delta.index,
             **self.part(delta),
-            "logprobs": {"content": [encode_logprob(entry) for entry in delta.logprobs]} if self._options.logprobs else None,
+            "logprobs": {"content": [self._logprob(entry) for entry in delta.logprobs]} if self._options.logprobs else None,
             "finish_reason": delta.finish_reason,
         }
         if delta.finish_reason is not None:
@@ -123,6 +124,9 @@ class StreamEncoder:
         if self._options.return_token_ids:
             choice["token_ids"] = delta.token_ids
         return self._choice_chunk(choice, delta, usage)
+
+    def _logprob(self, entry: TextLogprob) -> dict[str, Any]:
+        return encode_logprob(entry, sampled_first(entry)[: self._options.top_logprobs])
 
     def _choice_chunk(self, choice: dict[str, Any], delta: Delta, usage: Usage | None) -> bytes:
         chunk: dict[str, Any] = {"choices": [choice]}
@@ -259,6 +263,9 @@ class UnaryEncoder:
             message["reasoning"] = reasoning
         return {"message": message}
 
+    def _logprob(self, entry: TextLogprob) -> dict[str, Any]:
+        return encode_logprob(entry, sampled_first(entry)[: self._options.top_logprobs])
+
     def prompt_part(self, prompts: list[list[int]]) -> dict[str, Any]:
         """What the body says of the prompt."""
         options = self._options
@@ -274,7 +281,7 @@ class UnaryEncoder:
         choice: dict[str, Any] = {
             "index": index,
             **self.part(index, "".join(self._texts[index])),
-            "logprobs": {"content": [encode_logprob(entry) for entry in self._logprobs[index]]} if self._options.logprobs else None,
+            "logprobs": {"content": [self._logprob(entry) for entry in self._logprobs[index]]} if self._options.logprobs else None,
             "finish_reason": finish.finish_reason,
             "stop_reason": finish.stop_reason,
         }
@@ -339,9 +346,10 @@ def encode_usage(usage: Usage, with_details: bool, counts_reasoning: bool = Fals
     return encoded
 
 
-def encode_logprob(entry: TextLogprob) -> dict[str, Any]:
-    """An entry of a chat's log probabilities."""
-    return {**_token(entry.token, entry.logprob), "top_logprobs": [_token(token, value) for token, value in entry.top]}
+def encode_logprob(entry: TextLogprob, top: Sequence[tuple[str, float]] | None = None) -> dict[str, Any]:
+    """An entry of a chat's log probabilities, with its own likeliest tokens unless others are given."""
+    shown = entry.top if top is None else top
+    return {**_token(entry.token, entry.logprob), "top_logprobs": [_token(token, value) for token, value in shown]}
 
 
 def _token(token: str, logprob: float) -> dict[str, Any]:

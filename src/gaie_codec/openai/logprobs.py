@@ -89,6 +89,16 @@ def _encode_place(token: PromptToken, logprob: float) -> dict[str, Any]:
     return place
 
 
+def sampled_first(entry: TextLogprob) -> list[tuple[str, float]]:
+    """In vLLM's order: the sampled token, whether it is one of the likeliest or not, then the others. Of a dict's equal texts the last
+    counts."""
+    others = list(entry.top)
+    sampled = (entry.token, entry.logprob)
+    if sampled in others:
+        others.remove(sampled)
+    return [sampled, *others]
+
+
 class Columns:
     """The log probabilities of one choice of a completion: what comes goes into the columns of a chunk, or of a whole body.
 
@@ -113,16 +123,8 @@ class Columns:
             "text_offset": offsets,
             "token_logprobs": [*(one.logprob for one in prompt), *(one.logprob for one in entries)],
             "tokens": tokens,
-            "top_logprobs": [*(self._prompt_top(one) for one in prompt), *(self._top_of(one) for one in entries)],
+            "top_logprobs": [*(self._prompt_top(one) for one in prompt), *(dict(sampled_first(one)) for one in entries)],
         }
-
-    def _top_of(self, entry: TextLogprob) -> dict[str, float]:
-        """The sampled token first, then the likeliest without it; of tokens with the same text the last counts."""
-        others = list(entry.top)
-        sampled = (entry.token, entry.logprob)
-        if sampled in others:
-            others.remove(sampled)
-        return dict([sampled, *others])
 
     def _prompt_top(self, token: PromptToken) -> dict[str, float] | None:
         if token.logprob is None:
