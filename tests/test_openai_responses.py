@@ -235,7 +235,7 @@ class TestFields:
         function = {"name": "get_weather", "description": "d", "parameters": {"type": "object"}, "strict": True}
         assert tokenizer.options["tools"] == [{"type": "function", "function": function}]
         assert decoded.output.id_style == "responses"
-        assert decoded.options.parses
+        assert not decoded.options.shows_empty
         echo = {name: json.loads(bytes(value)) for name, value in decoded.options.echo.items()}
         assert (echo["tools"], echo["tool_choice"]) == ([WEATHER], "auto")
 

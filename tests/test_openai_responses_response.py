@@ -146,7 +146,7 @@ def test_reasoning_text_and_calls() -> None:
         Delta(0, "", tool_calls=(ToolCall(1, "", "]"),)),
         finish("tool_calls"),
     ]
-    events = streamed(deltas, parses=True)
+    events = streamed(deltas, shows_empty=False)
     assert kinds(events)[2:-1] == [
         "output_item.added",
         "content_part.added",
@@ -178,11 +178,11 @@ def test_what_all_of_the_answer_is_white_space_is_a_message() -> None:
     assert [item["content"][0]["text"] for item in unary([Delta(0, "\n"), Delta(0, "x\n"), finish()])["output"]] == ["\nx\n"]
 
 
-@pytest.mark.parametrize("parses", [False, True])
-def test_an_answer_of_nothing(parses: bool) -> None:
-    events = streamed([finish()], parses=parses)
+@pytest.mark.parametrize("shows_empty", [False, True])
+def test_an_answer_of_nothing(shows_empty: bool) -> None:
+    events = streamed([finish()], shows_empty=shows_empty)
     output = events[-1]["response"]["output"]
-    assert [item["content"] for item in output] == ([] if parses else [[]]), "as vLLM with and without a parser"
+    assert [item["content"] for item in output] == ([[]] if shows_empty else []), "as vLLM without and with a parser"
     assert fold(events) == output
 
 
@@ -191,10 +191,10 @@ def test_a_call_that_is_none_is_a_message(was_done: bool) -> None:
     first = ToolCall(0, "f", '{"a', "call_a")
     calls = (first, ToolCall(1, "g", "{}", "call_b")) if was_done else (first,)
     deltas = [Delta(0, "", tool_calls=calls), finish(broken=(BrokenToolCall(0, '<f>{"a'),))]
-    events = streamed(deltas, parses=True)
+    events = streamed(deltas, shows_empty=False)
     ended = [event["item"] for event in events if event["type"] == "response.output_item.done" and event["output_index"] == 0]
     assert [item["status"] for item in ended] == (["completed", "incomplete"] if was_done else ["incomplete"])
-    body = unary(deltas, parses=True)
+    body = unary(deltas, shows_empty=False)
     assert [item["type"] for item in body["output"]] == [*(["function_call"] if was_done else []), "message"]
     assert body["output"][-1]["content"][0]["text"] == '<f>{"a'
     assert events[-1]["response"] == body
@@ -214,7 +214,7 @@ def test_incomplete(reason: str, told: str) -> None:
 
 @pytest.mark.parametrize(("arguments", "status"), [("{}", "completed"), ("{", "incomplete"), ("[" * 5000, "incomplete")])
 def test_a_call_at_the_limit(arguments: str, status: str) -> None:
-    body = unary([Delta(0, "", tool_calls=(ToolCall(0, "f", arguments, "c"),)), finish("length")], parses=True)
+    body = unary([Delta(0, "", tool_calls=(ToolCall(0, "f", arguments, "c"),)), finish("length")], shows_empty=False)
     assert (body["status"], body["output"][0]["status"]) == ("incomplete", status)
 
 
@@ -237,10 +237,10 @@ def test_log_probabilities_are_those_of_the_text() -> None:
         Delta(0, "text", logprobs=entry("text")),
         finish(logprobs=entry("end")),
     ]
-    events = streamed(deltas, logprobs=True, parses=True)
+    events = streamed(deltas, logprobs=True, shows_empty=False)
     by_delta = [[one["token"] for one in event["logprobs"]] for event in events if event["type"] == "response.output_text.delta"]
     assert by_delta == [["held", "text"], ["end"]]
-    body = unary(deltas, logprobs=True, parses=True)
+    body = unary(deltas, logprobs=True, shows_empty=False)
     logprobs = body["output"][1]["content"][0]["logprobs"]
     assert [one["token"] for one in logprobs] == ["held", "text", "end"]
     assert logprobs[1] == {
@@ -251,8 +251,8 @@ def test_log_probabilities_are_those_of_the_text() -> None:
     }
     assert events[-1]["response"] == body
     after_a_call = [Delta(0, "", tool_calls=(ToolCall(0, "f", "{}", "c"),), logprobs=entry("f")), finish(logprobs=entry("end"))]
-    assert [item["type"] for item in unary(after_a_call, logprobs=True, parses=True)["output"]] == ["function_call"]
-    nothing = unary([finish(logprobs=entry("end"))], logprobs=True, parses=True)
+    assert [item["type"] for item in unary(after_a_call, logprobs=True, shows_empty=False)["output"]] == ["function_call"]
+    nothing = unary([finish(logprobs=entry("end"))], logprobs=True, shows_empty=False)
     assert [one["token"] for one in nothing["output"][0]["content"][0]["logprobs"]] == ["end"]
 
 
@@ -308,8 +308,8 @@ def deltas(draw):
 
 @given(deltas(), st.booleans(), st.booleans())
 @example([Delta(0, "", tool_calls=(ToolCall(0, "f", "", "c"),)), finish("length", text=" ")], False, True)
-def test_the_stream_folded_is_the_body(deltas, logprobs: bool, parses: bool) -> None:
-    options = {"logprobs": logprobs, "parses": parses}
+def test_the_stream_folded_is_the_body(deltas, logprobs: bool, shows_empty: bool) -> None:
+    options = {"logprobs": logprobs, "shows_empty": shows_empty}
     events = streamed(deltas, **options)
     body = unary(deltas, **options)
     assert events[-1]["response"] == body

@@ -77,8 +77,8 @@ class ResponsesOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     stream: bool = False
     logprobs: bool = False
-    parses: bool = False
-    """Reasoning or tool calls are told apart from content."""
+    shows_empty: bool = True
+    """An answer of nothing is an empty message, as with vLLM without parsers; else there is no output."""
     echo: Mapping[str, msgspec.Raw] = {}
     """What the answer repeats of the request, as JSON."""
 
@@ -113,14 +113,14 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         model=decoded.options.model,
         stream=decoded.options.stream,
         logprobs=decoded.options.logprobs,
-        parses=decoded.options.parses,
+        shows_empty=decoded.options.shows_empty,
         echo=_echo(fields, decoded, bool(chat.get("tools"))),
     )
     output = decoded.output
     if output is not None and output.id_style == "openai":
         output = msgspec.structs.replace(output, id_style="responses")
     ignored = tuple(sorted({*decoded.ignored, *_ignored(fields)}))
-    return Decoded(prompts=decoded.prompts, options=options, ignored=ignored, output=output)
+    return msgspec.structs.replace(decoded, options=options, ignored=ignored, output=output)
 
 
 def _chat_fields(fields: Mapping[str, Any], conversation: Conversation, asked: Asked) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class _Encoder:
         }
 
     def _close_items(self) -> list[Event]:
-        return self._items.close(needs_message=not self._options.parses)
+        return self._items.close(needs_message=self._options.shows_empty)
 
     def _final(self, usage: Usage) -> tuple[str, bytes]:
         finish = self._items.finish
