@@ -7,8 +7,8 @@
 
 Without a script it answers with the last words of the prompt, one token per chunk, and then the end token. It obeys max_tokens,
 min_tokens, stop, stop_token_ids, ignore_eos, n, logprobs, prompt_logprobs, stream and Abort as the real server of the dialect and
-release does, and refuses what that refuses; the other sampling parameters change nothing. A prompt to embed gets a made-up vector of 8 numbers, after
-`delay_ms`, or the script's `error`.
+release does, and refuses what that refuses; the other sampling parameters change nothing. A prompt to embed gets a made-up vector of 8
+numbers, after `delay_ms`, or the script's `error`.
 
 A script is a JSON object: `[[sim {"text": "Hi", "delay_ms": 50}]]` anywhere in the prompt (the last one counts), else the server's own.
 Unknown keys, wrong types and JSON that is none are answered with INVALID_ARGUMENT.
