@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 
 import msgspec
 from tokenizers import Tokenizer as RawTokenizer
@@ -81,6 +82,44 @@ def every_dialect() -> None:
         show(measure({f"{dialect}: parse + JSON": floor, f"{dialect}: receive_message": stream}, len(payloads)), f"{dialect}: parse + JSON")
 
 
+def parsed() -> None:
+    """`receive_message` where reasoning and tool calls are told apart, against the same text where nothing is looked for."""
+    tokenizer = load_tokenizer(str(Path(__file__).parents[1] / "tests" / "golden" / "model"))
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    begun = '<tool_call>\n{"name": "f", "arguments": {"text": "'
+    rows = {
+        "no parser": ("", "none", "none"),
+        "hermes: content, where a call could begin": ("", "hermes", "none"),
+        "hermes: arguments of a call": (begun, "hermes", "none"),
+        "qwen3: reasoning": ("<think>", "none", "qwen3"),
+        "qwen3: content after it": ("<think></think>", "none", "qwen3"),
+    }
+    works = {}
+    for name, (before, tools, reasoning) in rows.items():
+        transcoder = Transcoder(
+            "vllm.engine",
+            tokenizer=tokenizer,
+            model=ModelInfo(max_model_len=1 << 20),
+            tool_call_parser=tools,
+            reasoning_parser=reasoning,
+        )
+        body = {"messages": [{"role": "user", "content": "hi"}], "stream": True, **({"tools": [tool]} if tools != "none" else {})}
+        call = transcoder.request("POST", "/v1/chat/completions", (), json.dumps(body).encode(), request_id="bench")
+        ids = tokenizer.encode(before + TEXT * TOKENS, add_special_tokens=False)[:TOKENS]
+        events = [TokensEvent(token_ids=[token_id], prompt_tokens=9, completion_tokens=1) for token_id in ids]
+        payloads = [transcoder.adapter.encode_response(event).SerializeToString() for event in events]
+
+        def stream(payloads: list[bytes] = payloads, call: Call = call) -> None:
+            response = call.response(created=0)
+            response.receive_headers()
+            for payload in payloads:
+                response.receive_message(payload)
+            assert response.error is None
+
+        works[name] = stream
+    show(measure(works, TOKENS), "no parser")
+
+
 def main() -> None:
     """Print the tables."""
     tokenizer = load_tokenizer("builtin")
@@ -148,6 +187,7 @@ def main() -> None:
     )
     show(times, FLOOR)
     every_dialect()
+    parsed()
 
 
 if __name__ == "__main__":
