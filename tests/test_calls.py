@@ -71,9 +71,9 @@ def test_one_call_has_its_parts_on_the_call_itself():
 
 
 def test_each_choice_gets_a_call_with_an_id_and_a_seed_of_its_own():
-    call = ask(n=3, seed=-1, temperature=0.5)
+    call = ask(n=3, seed=-2, temperature=0.5)
     assert [message.request_id for message in sent(call)] == ["chatcmpl-r-0", "chatcmpl-r-1", "chatcmpl-r-2"]
-    assert [message.sampling_params.seed for message in sent(call)] == [-1, 0, 1], "a seed that was given goes on counting, as vLLM's does"
+    assert [message.sampling_params.seed for message in sent(call)] == [-2, -1, 0], "a seed that was given goes on counting, as vLLM's does"
     assert not any(message.sampling_params.HasField("seed") for message in sent(ask(n=3)))
     assert [(one.choices, one.first_index, one.prompt) for one in call.calls] == [(1, 0, 0), (1, 1, 0), (1, 2, 0)]
     assert call.inference.sampling.n == 3
