@@ -69,5 +69,11 @@ def test_what_is_refused(value: Any, most: int, kind: type[RequestError], param:
     assert words in caught.value.message
 
 
+def test_not_every_fault_of_many_is_told() -> None:
+    with pytest.raises(MalformedRequestError, match="100 validation errors") as caught:
+        decode([[None] * 100_000])
+    assert len(caught.value.message) < 20_000
+
+
 def test_many_ids_are_one_prompt() -> None:
     assert decode([1] * 2000, 5)[1] == [[1] * 2000]

@@ -7,13 +7,14 @@ forms: `format`, and the older one of `structures` and `triggers`; both go to th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 from typing import Any, Final
 
 import msgspec
 
 from .._errors import MalformedRequestError
 from .._events import Constraint
-from .fields import Fault, json_text, literal_fault, no_dataclass_fault, no_model_fault, type_error, type_errors
+from .fields import MAX_FAULTS, Fault, json_text, literal_fault, no_dataclass_fault, no_model_fault, type_error, type_errors
 
 FIELDS: Final = frozenset(("response_format", "structured_outputs"))
 MAX_SCHEMA_DEPTH: Final = 64
@@ -84,9 +85,8 @@ def _decode_response_format(value: Any) -> Constraint | None:
     kind = value.get("type")
     if kind == "structural_tag":
         return Constraint(kind="structural_tag", value=json_text(_decode_tag(value), "response_format"))
-    plain = tuple(_faults_of_plain(value))
-    if plain:
-        raise type_errors(*plain, *_faults_of_tag(value), *_faults_of_older_tag(value))
+    if any(True for _ in _faults_of_plain(value)):
+        raise _no_format(value)
     if kind == "json_schema":
         wrapper = value.get("json_schema")
         if wrapper is None:
@@ -100,13 +100,16 @@ def _decode_response_format(value: Any) -> Constraint | None:
     return Constraint(kind="json_object") if kind == "json_object" else None
 
 
+def _no_format(value: dict[str, Any]) -> MalformedRequestError:
+    return type_errors(*islice(chain(_faults_of_plain(value), _faults_of_tag(value), _faults_of_older_tag(value)), MAX_FAULTS))
+
+
 def _decode_tag(value: dict[str, Any]) -> dict[str, Any]:
     """A structural tag with its keys in the order of vLLM's models, whose text servers cache grammars by."""
     if "format" in value:
         return {"type": value["type"], "format": value["format"]} | value
-    older = tuple(_faults_of_older_tag(value))
-    if older:
-        raise type_errors(*_faults_of_plain(value), *_faults_of_tag(value), *older)
+    if any(True for _ in _faults_of_older_tag(value)):
+        raise _no_format(value)
     structures = [{"begin": one["begin"], "schema": one.get("schema"), "end": one["end"]} | one for one in value["structures"]]
     return {"type": value["type"], "structures": structures, "triggers": value["triggers"]} | value | {"structures": structures}
 

@@ -21,6 +21,8 @@ _MAX_MESSAGE: Final = 500  # characters; a number may have 4300 digits
 _FALSE: Final = frozenset(("0", "false", "f", "no", "n", "off"))
 _INTEGER: Final = re.compile(r"([+-]?[0-9]+(?:_[0-9]+)*)(?:\.0+)?")
 _NO_SIZE: Final = ("int_parsing_size", "Unable to parse input string as an integer, exceeded maximum size")
+MAX_FAULTS: Final = 100
+"""What an error tells at most; a value of a million parts may be wrong in each."""
 _TOO_LARGE: Final = 2**63  # what pydantic takes no float for
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import MalformedRequestError, UnsupportedFieldError
-from .fields import Fault, bool_field, range_error, read_int, type_errors
+from .fields import MAX_FAULTS, Fault, bool_field, range_error, read_int, type_errors
 from .request import encode_text
 
 if TYPE_CHECKING:
@@ -56,21 +57,29 @@ def _as_ids(value: Any) -> list[int] | None:
     """`value` as token ids, None where it is no list of them. Numbers as texts, and whole ones with a point, are taken."""
     if not isinstance(value, list):
         return None
-    ids = [read_int(item, "prompt") for item in value]
-    found = [item for item in ids if isinstance(item, int) and item >= 0]
-    return found if len(found) == len(ids) else None
+    ids = []
+    for item in value:
+        token_id = item if type(item) is int else read_int(item, "prompt")
+        if not isinstance(token_id, int) or token_id < 0:
+            return None
+        ids.append(token_id)
+    return ids
 
 
 def _no_prompt(value: Any) -> MalformedRequestError:
     """What is wrong with a value for each form of a prompt, as pydantic says it of a union."""
-    faults = [*_faults_of_ids(value, "prompt")]
+    return type_errors(*islice(_faults(value), MAX_FAULTS))
+
+
+def _faults(value: Any) -> Iterator[Fault]:
+    yield from _faults_of_ids(value, "prompt")
     if isinstance(value, list):
-        faults += [fault for place, item in enumerate(value) for fault in _faults_of_ids(item, f"prompt.{place}")]
-        faults.append(Fault("prompt", *_NO_TEXT))
-        faults += [Fault(f"prompt.{place}", *_NO_TEXT) for place, item in enumerate(value) if not isinstance(item, str)]
+        for place, item in enumerate(value):
+            yield from _faults_of_ids(item, f"prompt.{place}")
+        yield Fault("prompt", *_NO_TEXT)
+        yield from (Fault(f"prompt.{place}", *_NO_TEXT) for place, item in enumerate(value) if not isinstance(item, str))
     else:
-        faults += [Fault("prompt", *_NO_LIST), Fault("prompt", *_NO_TEXT), Fault("prompt", *_NO_LIST)]
-    return type_errors(*faults)
+        yield from (Fault("prompt", *_NO_LIST), Fault("prompt", *_NO_TEXT), Fault("prompt", *_NO_LIST))
 
 
 def _faults_of_ids(value: Any, loc: str) -> Iterator[Fault]:
