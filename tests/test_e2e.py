@@ -277,6 +277,30 @@ class TestThroughSim:
         assert caught.value.status_code == status
         assert ("the server says no" in str(caught.value)) == (status < 500)
 
+    def test_a_raw_answer_names_what_had_no_effect(self, client: openai.OpenAI) -> None:
+        raw = client.chat.completions.with_raw_response.create(model="", messages=ask({"text": "x"}), extra_body={"frobnicate": 1})
+        assert raw.headers["x-gaie-codec-dropped"] == "frobnicate"
+        assert raw.parse().choices[0].message.content == "x"
+
+    @pytest.mark.parametrize(
+        ("fields", "param", "kind", "words"),
+        [
+            ({"temperature": 3}, "temperature", "BadRequestError", "temperature must be in [0, 2], got 3.0."),
+            ({"temperature": "hot"}, "body.temperature", "Bad Request", "1 validation error"),
+            ({"n": 0}, None, "BadRequestError", "n must be at least 1, got 0."),
+        ],
+    )
+    def test_what_is_wrong_with_a_request(
+        self, client: openai.OpenAI, fields: dict[str, Any], param: str | None, kind: str, words: str
+    ) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.with_raw_response.create(model="", messages=ask({"text": "x"}), extra_body=fields)
+        error = caught.value
+        assert (error.status_code, error.param, error.type) == (400, param, kind)
+        assert isinstance(error.body, dict)
+        assert error.body["code"] == 400
+        assert error.body["message"].startswith(words)
+
     def test_error_amid_the_stream(self, url: str) -> None:
         body = {"messages": ask({"text": "one two three", "error": {"code": "INTERNAL", "message": "boom", "after": 2}}), "stream": True}
         answer = httpx.post(f"{url}/v1/chat/completions", json=body)
