@@ -204,13 +204,17 @@ class Engine:
                 request_id=request_id,
                 prompt=None,
                 prompt_token_ids=prompt if isinstance(prompt, list) else model.encode(prompt),
-                prompt_logprobs=None,
+                prompt_logprobs=self._prompt_logprobs(answer, prompt, params.prompt_logprobs),
                 outputs=[SimpleNamespace(index=index, **choice) for index in range(params.n or 1)],
                 finished=bool(step.finish),
                 metrics=None,
                 num_cached_tokens=int(answer.get("cached", 0)),
                 kv_transfer_params=answer.get("kv_out"),
             )
+
+    def _prompt_logprobs(self, answer: dict[str, Any], prompt: Any, count: int | None) -> Any:
+        ids = prompt if isinstance(prompt, list) else model.encode(prompt)
+        return [None, *self._logprobs(answer, ids[1:], count)] if count is not None else None
 
     @staticmethod
     def _logprobs(answer: dict[str, Any], ids: list[int], count: int | None) -> Any:

@@ -63,13 +63,42 @@ class TestCompletions:
         assert [(choice.index, choice.text) for choice in answer.choices] == [(0, "one"), (1, "one"), (2, "two"), (3, "two")]
         assert answer.usage.completion_tokens == 16
 
-    @pytest.mark.parametrize("field", [{"logprobs": 2}, {"echo": True}, {"suffix": "!"}], ids=lambda field: next(iter(field)))
-    def test_what_is_not_there_is_refused_by_name(self, served: Served, field: dict[str, Any]) -> None:
+    def test_log_probabilities_of_an_echo(self, served: Served) -> None:
+        if not served.traits.logprobs:
+            pytest.skip("the model server has none, or passes its own on")
+        asked = prompt({"text": "né", "delay": 0.01})
+        request: dict[str, Any] = {"prompt": asked, "max_tokens": 9, "logprobs": 1, "echo": True}
+        unary = complete(served, **request).choices[0]
+        assert unary.text == f"{asked}né"
+        known = unary.logprobs
+        assert "".join(known.tokens).startswith(unary.text)
+        assert known.text_offset == [sum(map(len, known.tokens[:place])) for place in range(len(known.tokens))]
+        assert known.token_logprobs[0] is None
+        if served.engine.name in ("vllm-native", "smg-vllm-python"):  # the other fakes tell none of the prompt
+            assert None not in known.token_logprobs[1:]
+        pieces = [choice for chunk in complete(served, stream=True, **request) for choice in chunk.choices]
+        assert "".join(piece.text for piece in pieces) == unary.text
+        for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+            assert [item for piece in pieces if piece.logprobs for item in getattr(piece.logprobs, name)] == getattr(known, name)
+
+    def test_log_probabilities_of_the_prompt(self, served: Served) -> None:
+        if served.engine.name not in ("vllm-native", "smg-vllm-python"):
+            pytest.skip("the fake tells none")
+        asked = prompt({"text": "ok"})
+        (choice,) = complete(served, prompt=asked, max_tokens=9, extra_body={"prompt_logprobs": 2}).choices
+        first, *places = choice.prompt_logprobs
+        assert first is None
+        ids = model.encode(asked)
+        assert [next(iter(place)) for place in places] == [str(token_id) for token_id in ids[1:]]
+        assert {len(place) for place in places} == {2}
+        assert {next(iter(place.values()))["rank"] for place in places} == {1}
+
+    def test_a_suffix_is_refused_by_name(self, served: Served) -> None:
         if served.traits.passthrough:
             pytest.skip("refused or not by the model server")
         with pytest.raises(openai.BadRequestError) as refused:
-            complete(served, prompt=" x", **field)
-        assert refused.value.param == next(iter(field))
+            complete(served, prompt=" x", suffix="!")
+        assert refused.value.param == "suffix"
 
     def test_error(self, served: Served) -> None:
         with pytest.raises(openai.APIStatusError) as raised:
