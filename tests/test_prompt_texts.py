@@ -95,6 +95,19 @@ def test_what_nobody_told_is_null():
     assert encode_prompt_logprobs(()) is None
 
 
+@pytest.mark.parametrize("part", [slice(2), slice(-2, None)])
+def test_a_part_of_the_prompt_is_told_where_it_stands(part):
+    call = ask(prompt_logprobs=1)
+    token_ids = call.inference.prompt_token_ids
+    told = tuple(PromptLogprob(token_id=one, logprob=-1.0) for one in token_ids[part])
+    event = FinishEvent(token_ids=[A], prompt_logprobs=told, finish_reason="length")
+    shown = answer_to(call, [frames_of(ENGINE.adapter, [event])]).json["prompt_logprobs"]
+    known = [None if place is None else int(next(iter(place))) for place in shown]
+    expected = [None] * len(token_ids)
+    expected[part] = token_ids[part]
+    assert known == expected
+
+
 def test_they_may_come_before_all_tokens():
     host = HOSTS["vllm.inference"]
     call = ask(host, prompt_logprobs=1)

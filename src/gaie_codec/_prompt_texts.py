@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ._choices import Delta, PromptToken, finite
+from ._events import PromptLogprob
 
 if TYPE_CHECKING:
-    from ._events import InferenceRequest, PromptLogprob
+    from ._events import InferenceRequest
     from ._reader import CallReader
     from .text import Tokenizer
 
@@ -43,11 +44,9 @@ class PromptTexts:
 
     def _decode(self, entries: Sequence[PromptLogprob]) -> tuple[PromptToken, ...]:
         detokenizer = self._tokenizer.detokenizer((), skip_special_tokens=False)
-        if not entries:  # nobody told any
-            return tuple(PromptToken(token_id, detokenizer.decode((token_id,))) for token_id in self._request.prompt_token_ids)
         most = self._request.sampling.prompt_logprobs or 0
         tokens = []
-        for entry in entries:
+        for entry in self._aligned(entries):
             values = sorted([value for _, value in entry.top])
             # The place in the list is the rank; equals have that of the last of them, as in vLLM.
             top = tuple(
@@ -60,3 +59,15 @@ class PromptTexts:
             logprob = entry.logprob if entry.logprob is None else finite(entry.logprob)
             tokens.append(PromptToken(entry.token_id, text, logprob, entry.rank, top))
         return tuple(tokens)
+
+    def _aligned(self, entries: Sequence[PromptLogprob]) -> Sequence[PromptLogprob]:
+        """An entry for each token of the prompt: servers may tell of its end alone, of its beginning, or of nothing."""
+        token_ids = self._request.prompt_token_ids
+        count = len(entries)
+        if count >= len(token_ids):  # more where media stand for tokens
+            return entries
+        start = len(token_ids) - count
+        if [entry.token_id for entry in entries] != token_ids[start:]:
+            start = 0
+        untold = [PromptLogprob(token_id=token_id) for token_id in token_ids]
+        return [*untold[:start], *entries, *untold[start + count :]]
