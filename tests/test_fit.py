@@ -107,3 +107,20 @@ def test_what_the_gateway_does_to_its_own_text_it_cannot_do_to_the_servers(name)
     with pytest.raises(UnsupportedFieldError) as caught:
         fit(RUNTIME, asking({name: value, "max_tokens": 5}, prompt_text="p"), drops=False)
     assert caught.value.param == name
+
+
+def test_no_watermark_is_what_a_wire_without_them_means():
+    request = asking(watermarking=False)
+    assert fit(SCHEDULER, request, drops=False) == (PLAIN, ())
+    with pytest.raises(UnsupportedFieldError) as caught:
+        fit(SCHEDULER, asking(watermarking=True), drops=False)
+    assert caught.value.param == "watermarking"
+
+
+def test_a_hint_is_dropped_and_reported():
+    assert fit(SCHEDULER, asking(session_id="s"), drops=False) == (PLAIN, ("session_id",))
+
+
+def test_more_of_the_likeliest_than_a_wire_can_count_cut_off_nothing():
+    kept, dropped = fit(SCHEDULER, asking({"top_k": 2**31}), drops=False)
+    assert (kept.sampling.top_k, dropped) == (2**31 - 1, ())

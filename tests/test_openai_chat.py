@@ -618,6 +618,13 @@ def test_options_of_structured_outputs_are_refused_by_name():
     assert decoded.inference.sampling.constraint == Constraint(kind="json_schema", value="{}")
 
 
+def test_a_constraint_holds_from_the_first_token_where_reasoning_is_not_wanted():
+    asked = {"response_format": {"type": "json_object"}}
+    assert sampling(asked, include_reasoning=False).grammar_from_first_token
+    assert not sampling(asked).grammar_from_first_token
+    assert not sampling(include_reasoning=False).grammar_from_first_token
+
+
 def test_unknown_fields_are_accepted_and_reported():
     assert decode({"zeta": 1, "alpha": None, "": 0}).ignored == ("", "alpha", "zeta")
 

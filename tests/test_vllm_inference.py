@@ -381,3 +381,20 @@ def test_a_lora_adapter_is_asked_for_by_its_name():
     message = sent(ask(told=model, model="l"))
     assert (message.model, message.lora_name) == ("m", "l")
     assert sent(ask(told=model, model="m")).lora_name == ""
+
+
+def test_bad_words_go_as_the_ids_that_vllm_bans():
+    """At the beginning of a text, and after a space where that is another token. Older snapshots have no place for them."""
+    for adapter in ADAPTERS.values():
+        transcoder = Transcoder(adapter, tokenizer=TOKENIZER)
+        body = json.dumps({"messages": [{"role": "user", "content": "a"}], "bad_words": ["Hello", " world"]}).encode()
+        if not since(adapter, "0.32.0"):
+            with pytest.raises(UnsupportedFieldError) as caught:
+                transcoder.request("POST", "/v1/chat/completions", [], body, request_id="r")
+            assert caught.value.param == "bad_words"
+            continue
+        call = transcoder.request("POST", "/v1/chat/completions", [], body, request_id="r")
+        banned = [list(one.ids) for one in adapter.request_type.FromString(call.message).decoding.bad_words_token_ids]
+        words = {TOKENIZER._tokenizer.decode(ids) for ids in banned}
+        assert {"Hello", "world"} <= words <= {"Hello", " Hello", "world", " world"}
+        assert call.dropped == ()
