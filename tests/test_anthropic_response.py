@@ -8,13 +8,31 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gaie_codec import Code, CodecError, SSEDecoder, UpstreamStatusError, Usage, encode_error_response
+from gaie_codec import (
+    BodyChunk,
+    Code,
+    CodecError,
+    FinishEvent,
+    SSEDecoder,
+    TokensEvent,
+    Transcoder,
+    UpstreamStatusError,
+    Usage,
+    encode_error_response,
+)
 from gaie_codec._choices import Delta
+from gaie_codec._conventions import Teller
 from gaie_codec.anthropic.messages import MessageOptions
 from gaie_codec.anthropic.messages_response import make_encoder
 from gaie_codec.openai.endpoint import ResponseMeta
 from gaie_codec.text import BrokenToolCall, ToolCall
+from gaie_codec.tokenizer_sources import load_tokenizer
 
+TOKENIZER = load_tokenizer("builtin")
+TRANSCODERS = {
+    dialect: Transcoder(dialect, tokenizer=TOKENIZER, tool_call_parser="hermes", reasoning_parser="qwen3")
+    for dialect in ("vllm.engine", "vllm.inference", "sglang.api")
+}
 USAGE = Usage(prompt_tokens=10, completion_tokens=4, cached_tokens=3)
 
 
@@ -148,6 +166,51 @@ def test_the_body_is_the_fold_of_the_events(ops, finish, details, data) -> None:
             sent += made.text(0, delta.text)
     assert fold(events_of(sent + made.close(USAGE)), broken) == body
     assert body["content"], "clients look at the first block"
+
+
+WRITTEN = st.lists(
+    st.sampled_from(["<think>", "</think>", "<tool_call>\n", '{"name": "f", "arguments": {"a": 1}}', "\n</tool_call>", "Hi ", "\n", "é"]),
+    max_size=12,
+)
+
+
+@pytest.mark.parametrize("dialect", ["vllm.engine", "vllm.inference", "sglang.api"])
+@given(pieces=WRITTEN, finish=st.sampled_from(["stop", "length"]))
+def test_whatever_a_model_writes_stream_and_body_agree(dialect, pieces, finish) -> None:
+    text = "".join(pieces)
+    (_, streamed), (_, whole) = (answer(dialect, text, finish, stream=stream) for stream in (True, False))
+    body = json.loads(whole)
+    folded = fold(events_of(streamed), {})
+    live = {block["id"] for block in body["content"] if block["type"] == "tool_use"}
+    broken = [block for block in folded["content"] if block["type"] == "tool_use" and block["id"] not in live]
+    for kind in ("thinking", "tool_use"):
+        assert [block for block in folded["content"] if block["type"] == kind and block not in broken] == [
+            block for block in body["content"] if block["type"] == kind
+        ]
+    assert {**folded, "content": 0} == {**body, "content": 0}
+    if not broken:
+        assert folded == body
+
+
+def answer(dialect: str, text: str, finish: str, *, stream: bool) -> tuple[int, bytes]:
+    """Through all of it, from the server's frames on."""
+    transcoder = TRANSCODERS[dialect]
+    fields = {"model": "m", "max_tokens": 1000, "messages": [{"role": "user", "content": "Hi"}], "stream": stream}
+    fields["tools"] = [{"name": "f", "input_schema": {}}]
+    call = transcoder.request("POST", "/v1/messages", (), json.dumps(fields).encode(), request_id="r")
+    adapter = transcoder.adapter
+    teller = Teller(adapter.convention, call.calls[0].inference, sends_text=adapter.sends_text)
+    events, detokenizer = [], TOKENIZER.detokenizer(())
+    for token in TOKENIZER.encode(text, add_special_tokens=False):
+        events += teller.gain(TokensEvent(token_ids=[token], text=detokenizer.decode([token]), prompt_tokens=5))
+    events += teller.finish(FinishEvent(finish_reason=finish, prompt_tokens=5), last=TokensEvent(text=""))
+    response = call.response(created=1)
+    outputs = [*response.receive_headers()]
+    for event in events:
+        outputs += response.receive_message(adapter.encode_response(event).SerializeToString())
+    outputs += response.receive_status(0)
+    assert response.error is None
+    return outputs[0].status, b"".join(out.data for out in outputs if isinstance(out, BodyChunk))
 
 
 def test_a_text() -> None:

@@ -176,7 +176,7 @@ class Transcoder:
             carries=self.adapter.carries,
         )
         if body_path is not None and kind is not None:
-            return self._pass_through(kind, body_path, fields, body, asked)
+            return self._pass_through(route, kind, body_path, fields, body, asked)
         assert endpoint is not None
         return self._transcode(endpoint, fields, endpoint.decode_request(body, asked))
 
@@ -260,7 +260,7 @@ class Transcoder:
             dropped = ("n",)
         return prompts, dropped
 
-    def _pass_through(self, kind: str, path: str, headers: Mapping[str, str], body: bytes, asked: Asked) -> Call:
+    def _pass_through(self, route: str, kind: str, path: str, headers: Mapping[str, str], body: bytes, asked: Asked) -> Call:
         way = self.passthrough
         assert way is not None
         known = way.fields[kind]
@@ -271,7 +271,7 @@ class Transcoder:
         inference = msgspec.structs.replace(decoded.prompts[0], trace_headers=told)
         message = way.encode_request(body, told).SerializeToString(deterministic=True)
         call = UpstreamCall(path=path, message=message, inference=inference, choices=1)
-        endpoint = Endpoint(path=path, decode_request=chat.decode_request, make_encoder=passthrough.make_encoder)
+        endpoint = Endpoint(path=route, decode_request=chat.decode_request, make_encoder=passthrough.make_encoder)
         return Call(self, endpoint, decoded.options, (inference,), (call,), decoded.ignored, is_passthrough=True)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from .._errors import MalformedRequestError, UnsupportedFieldError, UsageError
-from ..openai import chat, sampling
+from ..openai import chat
 from ..openai.endpoint import Asked, Decoded
 from ..openai.fields import bool_field, decode_json_object, int_field, list_field, object_field, str_field, type_error
 from .conversation import decode_conversation
@@ -62,7 +62,7 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
     said, ignored = _decode_chat(fields, asked.tokenizer)
     said |= {name: fields[name] for name in _AS_IN_CHAT if name in fields}
     said["max_completion_tokens"] = max_tokens
-    stops = _decode_stops(fields)
+    stops = _decode_stops(fields, asked.flavor.max_stop_strings)
     if stops:
         said["stop"] = stops
     budget = _decode_budget(fields, max_tokens)
@@ -154,12 +154,11 @@ def _decode_tool_choice(fields: Mapping[str, Any], *, has_tools: bool) -> dict[s
     return {"tool_choice": _CHOICES[kind], "parallel_tool_calls": parallel}
 
 
-def _decode_stops(fields: Mapping[str, Any]) -> list[str]:
+def _decode_stops(fields: Mapping[str, Any], most: int) -> list[str]:
     stops = list_field(fields, "stop_sequences") or []
     for place, stop in enumerate(stops):
         if not isinstance(stop, str):
             raise type_error(f"stop_sequences.{place}", "string_type", "Input should be a valid string")
-    most = sampling.MAX_STOP_STRINGS
     if len(stops) > most:
         raise type_error("stop_sequences", "too_long", f"List should have at most {most} items after validation, not {len(stops)}")
     if "" in stops:
