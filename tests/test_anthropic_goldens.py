@@ -16,7 +16,7 @@ from gaie_codec import MalformedRequestError
 from gaie_codec.anthropic import messages
 from gaie_codec.anthropic.conversation import decode_conversation
 from gaie_codec.openai import chat
-from test_anthropic_messages import asked
+from test_anthropic_messages import MODEL_TOKENIZER, asked
 from test_anthropic_response import deltas_of, stream, unary
 
 GOLDEN = Path(__file__).parent / "golden" / "vllm-messages"
@@ -34,7 +34,7 @@ def test_a_request_is_the_same_chat(case, monkeypatch) -> None:
 
     monkeypatch.setattr(chat, "decode_fields", decode_fields)
     with pytest.raises(MalformedRequestError, match="enough"):
-        messages.decode_request(json.dumps(case["request"]).encode(), asked(carries=frozenset({"thinking_token_budget"})))
+        messages.decode_request(json.dumps(case["request"]).encode(), asked(MODEL_TOKENIZER, carries=frozenset({"thinking_token_budget"})))
     theirs = case["chat"]
     del theirs["max_tokens"]  # max_completion_tokens is the same
     theirs.pop("stream_options", None)  # usage needs no asking

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
@@ -27,6 +28,7 @@ from gaie_codec.text import formats
 from gaie_codec.tokenizer_sources import load_tokenizer
 
 TOKENIZER = load_tokenizer("builtin")
+MODEL_TOKENIZER = load_tokenizer(str(Path(__file__).parent / "golden" / "model"))  # its template knows enable_thinking
 USER = {"role": "user", "content": "Hello"}
 TOOL = {"name": "f", "description": "does f", "input_schema": {"type": "object", "properties": {"x": {"type": "number"}}}}
 CHAT_TOOL = {"type": "function", "function": {"name": "f", "description": "does f", "parameters": TOOL["input_schema"]}}
@@ -223,7 +225,22 @@ def test_a_call_that_has_no_id_gets_one_as_anthropic_has_them() -> None:
     ],
 )
 def test_how_much_to_think(chat_of, fields, effort) -> None:
-    assert chat_of(USER, **fields).get("reasoning_effort") == effort
+    assert chat_of(USER, tokenizer=MODEL_TOKENIZER, **fields).get("reasoning_effort") == effort
+
+
+def test_thinking_that_cannot_be_switched_off_is_little(chat_of) -> None:
+    def refuses(_, *, template_kwargs):
+        if template_kwargs["reasoning_effort"] == "none":
+            raise MalformedRequestError("no such effort")
+        return "a prompt"
+
+    def takes_it_for_most(_, *, template_kwargs):
+        return template_kwargs["reasoning_effort"].replace("none", "max")
+
+    for render_chat in (refuses, takes_it_for_most):
+        for accepts in (True, False):
+            tokenizer = SimpleNamespace(render_chat=render_chat, accepts_content_parts=accepts)
+            assert chat_of(USER, tokenizer=tokenizer, thinking={"type": "disabled"})["reasoning_effort"] == "low"
 
 
 def test_the_budget_of_thinking_is_sent_where_it_can_be() -> None:

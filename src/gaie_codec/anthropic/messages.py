@@ -106,7 +106,7 @@ def _decode_chat(fields: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[dict[
     if tools:
         said["tools"] = tools
     said |= _decode_tool_choice(fields, has_tools=bool(tools))
-    effort = _decode_effort(fields)
+    effort = _decode_effort(fields, tokenizer)
     if effort is not None:
         said["reasoning_effort"] = effort
     return said, ignored
@@ -188,12 +188,29 @@ def _decode_budget(fields: Mapping[str, Any], max_tokens: int) -> int | None:
     return budget
 
 
-def _decode_effort(fields: Mapping[str, Any]) -> str | None:
-    """How much to think; none at all goes before that."""
+def _decode_effort(fields: Mapping[str, Any], tokenizer: Tokenizer) -> str | None:
+    """How much to think; none at all goes before that, as far as the model knows such a thing."""
     effort = (object_field(fields, "output_config") or {}).get("effort")
     if effort is not None and effort not in _EFFORTS:
         raise type_error("output_config.effort", "literal_error", f"Input should be one of {', '.join(_EFFORTS)}")
-    return "none" if _thinking(fields)["type"] == "disabled" else effort
+    if _thinking(fields)["type"] != "disabled":
+        return effort
+    return "none" if _knows_no_effort(tokenizer) else "low"
+
+
+def _knows_no_effort(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template takes "none", and does not do the same for it as for some effort, as vLLM finds out."""
+    content = [{"type": "text", "text": "Hi"}] if tokenizer.accepts_content_parts else "Hi"
+
+    def prompt(effort: str) -> str:
+        kwargs = {"reasoning_effort": effort, "enable_thinking": effort != "none"}  # as those of a chat
+        return tokenizer.render_chat([{"role": "user", "content": content}], template_kwargs=kwargs)
+
+    try:
+        none = prompt("none")
+    except MalformedRequestError:
+        return False
+    return all(prompt(effort) != none for effort in _EFFORTS)
 
 
 def _decode_format(fields: Mapping[str, Any]) -> dict[str, Any]:
