@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -31,6 +32,7 @@ from ext_proc_stream import (
 from gaie_codec import Code, Usage
 from gaie_codec.ext_proc.messages import PROCESS_PATH, SERVICE
 from gaie_codec.ext_proc.server import ExtProcServer
+from gaie_codec.openai import chat as chat_endpoint
 from gaie_codec.openai import fields
 
 HEAD = [(":method", "POST"), (":path", CHAT), ("content-type", "application/json")]
@@ -133,13 +135,13 @@ def test_g11_the_hop_by_hop_header_is_trailer_and_te_stays_for_grpc():
 
 def test_g12_a_body_is_decoded_once_and_never_made_anew(monkeypatch: pytest.MonkeyPatch):
     decoded = []
-    decode = fields._decode_json
+    decode = fields.decode_json_object
 
-    def count(body: bytes) -> object:
+    def count(body: bytes) -> dict[str, Any]:
         decoded.append(len(body))
         return decode(body)
 
-    monkeypatch.setattr(fields, "_decode_json", count)
+    monkeypatch.setattr(chat_endpoint, "decode_json_object", count)
     body = chat(messages=[{"role": "user", "content": "long " * 20_000}])
     Stream().ask([body[:50_000], body[50_000:]])
     assert decoded == [len(body)]

@@ -109,7 +109,7 @@ def service_renamed(doctor):
 def additive(doctor):
     doctor.messages["SamplingParams"].field.add(name="min_x", number=99, type=2, label=1)
     doctor.messages["GenerateComplete"].field.add(name="weight_version", number=99, type=9, label=1)
-    doctor.messages["GetServerInfoResponse"].field.add(name="engine_flavour", number=99, type=9, label=1)
+    doctor.messages["AbortResponse"].field.add(name="mood", number=99, type=9, label=1)
     doctor.enums["Modality"].value.add(name="SMELL", number=9)
     doctor.service.method.add(name="Rest", input_type=f".{PACKAGE}.AbortRequest", output_type=f".{PACKAGE}.AbortResponse")
 
@@ -191,7 +191,7 @@ def test_nothing_is_wrong_with_an_additive_schema_and_what_is_new_is_listed():
         f"{PACKAGE}.SamplingParams.min_x",
         f"{PACKAGE}.VllmEngine.Rest",
     )
-    assert report.unused == (f"{PACKAGE}.GetServerInfoResponse.engine_flavour",)
+    assert report.unused == (f"{PACKAGE}.AbortResponse.mood",)
     assert any("proto vendor smg-grpc-proto==9.9.9 --dialect vllm.engine --name smg-9.9.9" in line for line in report.to_do)
 
 

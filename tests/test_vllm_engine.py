@@ -240,7 +240,7 @@ def test_paths():
         assert adapter.generate_path == "/vllm.grpc.engine.VllmEngine/Generate"
         assert adapter.generate_paths == (adapter.generate_path,)
         assert adapter.path_for(InferenceRequest(request_id="r", stream=True)) == adapter.generate_path
-        assert adapter.info_paths == (INFO_PATH,)
+        assert adapter.info_paths == ((INFO_PATH, SERVER_PATH) if adapter is NEW else (INFO_PATH,))
         tokenizer_path = None if adapter is OLD else "/vllm.grpc.engine.VllmEngine/GetTokenizer"
         assert adapter.tokenizer_path == tokenizer_path
 
@@ -279,6 +279,7 @@ def meaning(message) -> dict:
 # GetModelInfo
 
 INFO_PATH = "/vllm.grpc.engine.VllmEngine/GetModelInfo"
+SERVER_PATH = "/vllm.grpc.engine.VllmEngine/GetServerInfo"
 INFO = ModelInfo(
     model_path="/models/m",
     served_model_name="m",
@@ -293,9 +294,9 @@ INFO = ModelInfo(
 
 def test_model_info_comes_back():
     answers = NEW.encode_model_info(INFO)
-    (message,) = answers.values()
+    message = answers[INFO_PATH]
     info_type = type(message)
-    assert NEW.decode_model_info({INFO_PATH: info_type.FromString(message.SerializeToString())}) == INFO
+    assert NEW.decode_model_info({path: type(one).FromString(one.SerializeToString()) for path, one in answers.items()}) == INFO
     published = vllm_engine_pb2.GetModelInfoResponse.FromString(message.SerializeToString())
     assert meaning(published) == meaning(message)
     assert NEW.decode_model_info({INFO_PATH: info_type()}) == ModelInfo(is_generation=False)
