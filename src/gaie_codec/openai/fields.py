@@ -28,17 +28,21 @@ _TOO_LARGE: Final = 2**63  # what pydantic takes no float for
 
 def decode_json_object(body: bytes) -> dict[str, Any]:
     """The body as an object. What Python's own json takes is taken: a BOM, UTF-16/32, NaN and infinity, which no field's range has."""
-    try:
-        value = msgspec.json.decode(body)
-    except RecursionError:
-        raise _unreadable("nested too deeply") from None
-    except (msgspec.DecodeError, ValueError):
-        value = _decode_leniently(body)
+    value = _decode_json(body)
     if value is None:
         raise type_error("", "missing", "Field required")
     if not isinstance(value, dict):
         raise type_errors(no_model_fault(""))
     return value
+
+
+def _decode_json(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except RecursionError:
+        raise _unreadable("nested too deeply") from None
+    except (msgspec.DecodeError, ValueError):
+        return _decode_leniently(body)
 
 
 def _decode_leniently(body: bytes) -> Any:
