@@ -131,7 +131,18 @@ class Transcoder:
         self.tool_format = formats.choose_tool_format(tool_call_parser, self.model.tool_call_parser, template, is_skipped)
         self.reasoning_format = formats.choose_reasoning_format(reasoning_parser, self.model.reasoning_parser, template, is_skipped)
         self.eos_token_ids = (tokenizer.eos_token_ids if tokenizer is not None else frozenset()).union(self.model.eos_token_ids)
-        self._accepts_media = "media" in self.adapter.carries and self.model.is_multimodal is not False
+        self._asked = Asked(
+            request_id="",
+            tokenizer=tokenizer,
+            model=self.model,
+            flavor=self.flavor,
+            fills_max_tokens=self.flavor.fills_max_tokens or self.adapter.default_max_tokens is not None,
+            tool_format=self.tool_format,
+            reasoning_format=self.reasoning_format,
+            drops=unsupported == "drop",
+            accepts_media="media" in self.adapter.carries and self.model.is_multimodal is not False,
+            carries=self.adapter.carries,
+        )
         self.system_fingerprint = f"{self.adapter.dialect}-{self.adapter.snapshot.name}" if flavor == "vllm" else None
         try:
             sampling.decode_sampling({}, model=self.model, vocab_size=0, max_tokens=None, logprobs=None)
@@ -160,20 +171,12 @@ class Transcoder:
         self._check_size(body)
         fields = as_mapping(headers)
         _check_content(fields)
-        asked = Asked(
+        asked = msgspec.structs.replace(
+            self._asked,
             request_id=request_id,
             fixed_id=fields.get("x-request-id"),
-            tokenizer=self.tokenizer,
-            model=self.model,
             max_prompts=self.limits.max_embeddings if endpoint is not None and endpoint.embeds else self.limits.max_calls,
             rewritten_model=model,
-            flavor=self.flavor,
-            fills_max_tokens=self.flavor.fills_max_tokens or self.adapter.default_max_tokens is not None,
-            tool_format=self.tool_format,
-            reasoning_format=self.reasoning_format,
-            drops=self.unsupported == "drop",
-            accepts_media=self._accepts_media,
-            carries=self.adapter.carries,
         )
         if body_path is not None and kind is not None:
             return self._pass_through(route, kind, body_path, fields, body, asked)
@@ -196,17 +199,7 @@ class Transcoder:
         self._check_size(body)
         if method == "POST":
             _check_content(as_mapping(headers))
-        asked = Asked(
-            request_id="",
-            tokenizer=self.tokenizer,
-            model=self.model,
-            flavor=self.flavor,
-            tool_format=self.tool_format,
-            reasoning_format=self.reasoning_format,
-            drops=self.unsupported == "drop",
-            accepts_media=self._accepts_media,
-        )
-        told = _local.encode_answer(route, body, asked, self.adapter, created=created, version=version, loras=self.lora_models)
+        told = _local.encode_answer(route, body, self._asked, self.adapter, created=created, version=version, loras=self.lora_models)
         return encode_json_response(told)
 
     def _check_size(self, body: bytes) -> None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from .._errors import MalformedRequestError, UsageError
-from .._events import Constraint, InferenceRequest, Media, ModelInfo
-from ..text import formats
+from .._events import InferenceRequest, Media, ModelInfo
 from . import policy, sampling
 from .endpoint import Asked, Decoded
 from .fields import bool_field, decode_json_object, int_field, literal_fault, object_field, type_error, type_errors
@@ -31,7 +30,7 @@ from .request import (
     encode_text,
     truncate,
 )
-from .tools import decode_reading, decode_tool_choice, decode_tools, template_tools
+from .tools import decode_reading, decode_tool_choice, decode_tools, sample_for, template_tools
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
@@ -135,18 +134,7 @@ def decode_fields(fields: Mapping[str, Any], asked: Asked, *, id_prefix: str = I
         logprob_token_ids=selected,
         max_stop_strings=asked.flavor.max_stop_strings,
     )
-    if reading.keeps_special_tokens:
-        params = msgspec.structs.replace(params, skip_special_tokens=False)
-    if reading.constraint is not None:
-        params = msgspec.structs.replace(params, constraint=reading.constraint)
-    elif params.constraint is not None:
-        held = formats.constrain_answer(asked.tool_format, asked.reasoning_format, params.constraint.kind, params.constraint.value)
-        params = params if held is None else msgspec.structs.replace(params, constraint=Constraint(kind=held[0], value=held[1]))
-    if reading.stop_token_ids and not params.ignore_eos:
-        stop_token_ids = tuple(dict.fromkeys((*params.stop_token_ids, *reading.stop_token_ids)))
-        params = msgspec.structs.replace(params, stop_token_ids=stop_token_ids)
-    if params.constraint is not None and not bool_field(fields, "include_reasoning", True):
-        params = msgspec.structs.replace(params, grammar_from_first_token=True)
+    params = sample_for(reading, params, asked)
     include_usage, continuous_usage = decode_stream_options(fields, stream)
     role, echo = _decode_echo(fields)
     inference = InferenceRequest(

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from .._errors import MalformedRequestError
-from .._events import Constraint
+from .._events import Constraint, SamplingParams
 from .._parts import OutputSettings
 from ..text import formats
 from .endpoint import Asked
@@ -111,7 +111,24 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     is_told: bool = False
     """A parser was chosen, and is no guess."""
     thinks: bool = False
+    hides_reasoning: bool = False
     stop_token_ids: tuple[int, ...] = ()
+
+
+def sample_for(reading: Reading, params: SamplingParams, asked: Asked) -> SamplingParams:
+    """The parameters with which the model writes what can be read."""
+    constraint = reading.constraint
+    if constraint is None and params.constraint is not None:
+        held = formats.constrain_answer(asked.tool_format, asked.reasoning_format, params.constraint.kind, params.constraint.value)
+        constraint = params.constraint if held is None else Constraint(kind=held[0], value=held[1])
+    stops = params.stop_token_ids if params.ignore_eos else tuple(dict.fromkeys((*params.stop_token_ids, *reading.stop_token_ids)))
+    return msgspec.structs.replace(
+        params,
+        skip_special_tokens=params.skip_special_tokens and not reading.keeps_special_tokens,
+        constraint=constraint,
+        stop_token_ids=stops,
+        grammar_from_first_token=constraint is not None and reading.hides_reasoning,
+    )
 
 
 def decode_reading(
@@ -126,7 +143,7 @@ def decode_reading(
     """How the answer to this prompt is read. Raises MalformedRequestError for tools that nothing here can tell from text."""
     tool_format, reasoning = asked.tool_format, asked.reasoning_format
     parallel = bool_field(fields, "parallel_tool_calls", True)
-    shows_reasoning = bool_field(fields, "include_reasoning", True)
+    hides_reasoning = not bool_field(fields, "include_reasoning", True)
     if choice.kind == "auto" and tool_format is None:
         raise MalformedRequestError('"auto" tool choice requires a tool-call parser: --tool-call-parser, or one that the server tells of')
     called = tools if choice.kind != "none" else None
@@ -136,7 +153,7 @@ def decode_reading(
         tag = formats.constrain(tool_format, called, choice.kind, choice.name)
         constraint = tag and Constraint(kind=tag[0], value=tag[1])
     if not called and reasoning is None and not (tool_format is not None and tool_format.reads_reasoning):
-        return Reading()
+        return Reading(hides_reasoning=hides_reasoning)
     output = OutputSettings(
         make_parser=lambda: formats.make_parser(
             tools=tool_format if called or reasoning is None else None,
@@ -151,7 +168,7 @@ def decode_reading(
         reasoning_start=reasoning.start if reasoning is not None else "",
         reasoning_ends=(reasoning.end, *reasoning.interrupts) if reasoning is not None else (),
         begins_inside=begins_inside,
-        hides_reasoning=not shows_reasoning,
+        hides_reasoning=hides_reasoning,
         finishes_with_tool_calls=choice.kind != "named",
     )
     keeps = (reasoning is not None and reasoning.keeps_special_tokens) or (
@@ -165,5 +182,6 @@ def decode_reading(
         keeps_special_tokens=keeps,
         is_told=is_told,
         thinks=begins_inside,
+        hides_reasoning=hides_reasoning,
         stop_token_ids=max(stops, key=len, default=()),
     )
