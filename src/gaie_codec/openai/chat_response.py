@@ -7,7 +7,6 @@ order: `open`, `delta` ..., then `close` or `error`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,7 +18,7 @@ from .._events import BodyEvent, Usage
 from .chat import ChatOptions
 from .endpoint import ResponseMeta
 from .errors import encode_error, encode_error_event
-from .logprobs import encode_prompt_logprobs, sampled_first
+from .logprobs import encode_logprob, encode_prompt_logprobs, sampled_first
 
 if TYPE_CHECKING:
     from ..text import ToolCall
@@ -314,17 +313,10 @@ class _WholeCall:
 
 def _tool_call_piece(piece: ToolCall) -> dict[str, Any]:
     """As vLLM has it: id, type and name with the first piece only."""
-    function = {"name": piece.name, "arguments": piece.arguments} if piece.name else {"arguments": piece.arguments}
-    if piece.name and not piece.arguments:
-        del function["arguments"]
-    return (
-        {"id": piece.id, "type": "function", "index": piece.index, "function": function}
-        if piece.name
-        else {
-            "index": piece.index,
-            "function": function,
-        }
-    )
+    if not piece.name:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    function = {"name": piece.name, "arguments": piece.arguments} if piece.arguments else {"name": piece.name}
+    return {"id": piece.id, "type": "function", "index": piece.index, "function": function}
 
 
 def raw_json(text: str) -> msgspec.Raw:
@@ -344,16 +336,6 @@ def encode_usage(usage: Usage, with_details: bool, counts_reasoning: bool = Fals
     if usage.reasoning_tokens or counts_reasoning:
         encoded["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     return encoded
-
-
-def encode_logprob(entry: TextLogprob, top: Sequence[tuple[str, float]] | None = None) -> dict[str, Any]:
-    """An entry of a chat's log probabilities, with its own likeliest tokens unless others are given."""
-    shown = entry.top if top is None else top
-    return {**_token(entry.token, entry.logprob), "top_logprobs": [_token(token, value) for token, value in shown]}
-
-
-def _token(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 
 def make_encoder(options: ChatOptions, meta: ResponseMeta) -> StreamEncoder | UnaryEncoder:

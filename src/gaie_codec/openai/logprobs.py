@@ -132,3 +132,13 @@ class Columns:
         others = [one for one in token.top[: self._top] if one[0] != token.token_id]
         named = [(token.token_id, token.token, token.logprob), *((other, text, value) for other, text, value, _ in others)]
         return {token_id_text(token_id) if self._shows_ids else text: value for token_id, text, value in named}
+
+
+def encode_logprob(entry: TextLogprob, top: Sequence[tuple[str, float]] | None = None) -> dict[str, Any]:
+    """An entry of a chat's log probabilities, with its own likeliest tokens unless others are given."""
+    shown = entry.top if top is None else top
+    return {**_token(entry.token, entry.logprob), "top_logprobs": [_token(token, value) for token, value in shown]}
+
+
+def _token(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}

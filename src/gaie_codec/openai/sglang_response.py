@@ -17,10 +17,11 @@ from .._errors import CodecError
 from .._events import Usage
 from . import chat_response
 from .chat import ChatOptions
-from .chat_response import encode_logprob, raw_json
+from .chat_response import raw_json
 from .completions import CompletionOptions
 from .endpoint import ResponseMeta
 from .errors import encode_error, encode_error_event
+from .logprobs import encode_logprob
 
 _encode = msgspec.json.Encoder().encode
 _METADATA: Final = {"weight_version": "default"}  # SGLang's name for the weights that it was started with
