@@ -211,6 +211,7 @@ def test_no_such_endpoint(method, path, status, allow):
     upstream = ScriptedUpstream()
     client = ask(upstream, method, path)
     assert (client.status, client.error["code"], client.headers.get("allow")) == (status, status, allow)
+    assert client.error["message"].startswith("Method Not Allowed: ") == (status == 405)
     assert not upstream.asked
 
 

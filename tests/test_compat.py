@@ -393,7 +393,7 @@ def test_unknown_dialects_and_snapshots(arguments: tuple[str, str | None]) -> No
         ("logit_bias", ("logit_bias",)),
         ("max_completion_tokens", ("max_tokens",)),
         ("X-Data-Parallel-Rank", ("data_parallel_rank",)),
-        ("guided_json", ("constraint.json_schema",)),
+        ("max_output_tokens", ("max_tokens",)),
         ("constraint.regex", ("constraint.regex",)),
     ],
 )
@@ -406,7 +406,10 @@ def test_fields_by_either_name(field: str, neutral: tuple[str, ...]) -> None:
 def test_fields_that_never_leave_the_gateway() -> None:
     found = compat.explain("tools")
     assert "template" in found.gateway
+    assert "refused" not in found.gateway
     assert not found.verdicts
+    assert "without effect" in compat.explain("guided_json").gateway
+    assert "without effect" not in compat.explain("parallel_tool_calls").gateway
 
 
 def test_it_agrees_with_what_requests_meet() -> None:

@@ -80,7 +80,9 @@ def test_one_model_of_the_list():
     for path, name in (("/v1/models/n", "n"), ("/v1/models/org%2Fm", "org/m"), ("/v1/models/org/m?x", "org/m")):
         assert told(get(path, models=lambda: listed))["id"] == name
     assert get("/v1/models/x", models=lambda: listed).immediate.status.code == 404
-    assert get("/v1/models/m").immediate.status.code == 404, "not wanted here"
+    unwanted = get("/v1/models/m").immediate
+    assert unwanted.status.code == 404
+    assert b"--serve-models" in bytes(unwanted.body)
 
 
 # Embeddings

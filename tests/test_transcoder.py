@@ -114,6 +114,7 @@ def test_endpoints_that_there_are_not(method, path, status, allow):
     with pytest.raises(UnsupportedEndpointError) as caught:
         TRANSCODER.request(method, path, (), body(), request_id="r")
     assert caught.value.http_status == status
+    assert status == 405 or all(known in str(caught.value) for known in (CHAT, "/tokenize", "/v1/messages/count_tokens"))
     headers = dict(encode_error_response(caught.value)[0].headers)
     assert headers.get("allow", "") == allow
 

@@ -26,7 +26,10 @@ _POST: Final[Mapping[str, Callable[[bytes, Asked, Tokenizer], bytes]]] = Mapping
         messages.COUNT_PATH: messages.encode_count,
     }
 )
-PATHS: Final = (models.PATH, VERSION_PATH, *_POST)
+POST_PATHS: Final = tuple(_POST)
+"""Those that need a tokenizer."""
+
+PATHS: Final = (models.PATH, VERSION_PATH, *POST_PATHS)
 """All of them but `/v1/models/{id}`."""
 
 
@@ -39,7 +42,7 @@ def check_method(method: str, path: str) -> None:
     """Raise UnsupportedEndpointError for a method that the path does not take."""
     allow = ("POST",) if path in _POST else ("GET", "HEAD")
     if method not in allow:
-        raise UnsupportedEndpointError(f"{path[:200]} takes {allow[0]}", http_status=405, allow=", ".join(allow))
+        raise UnsupportedEndpointError(f"Method Not Allowed: {path[:200]} takes {allow[0]}", http_status=405, allow=", ".join(allow))
 
 
 def encode_answer(path: str, body: bytes, asked: Asked, adapter: Adapter, *, created: int, version: str, loras: tuple[str, ...]) -> bytes:

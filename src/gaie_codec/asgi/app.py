@@ -200,7 +200,7 @@ class _App:
 
     async def _answer_for_host(self, method: str, path: str, allow: str, reply: _Reply) -> None:
         if method not in allow.split(", "):
-            raise UnsupportedEndpointError(f"{path} takes {allow.partition(',')[0]}", http_status=405, allow=allow)
+            raise UnsupportedEndpointError(f"Method Not Allowed: {path} takes {allow.partition(',')[0]}", http_status=405, allow=allow)
         if path == LOAD_PATH:
             await reply.send(encode_json_response(b'{"server_load":%d}' % self._running))
         else:

@@ -425,20 +425,19 @@ MATRIX: Final = rb"""
  "openai_fields": {
   "max_completion_tokens": ["max_tokens"],
   "max_new_tokens": ["max_tokens"],
+  "max_output_tokens": ["max_tokens"],
   "min_new_tokens": ["min_tokens"],
+  "stop_sequences": ["stop"],
   "top_logprobs": ["logprobs"],
   "echo": ["prompt_logprobs"],
   "messages": ["prompt_token_ids", "prompt_text", "media"],
   "prompt": ["prompt_token_ids", "prompt_text"],
+  "input": ["prompt_token_ids"],
   "input_ids": ["prompt_token_ids"],
   "sampling_seed": ["seed"],
   "no_stop_trim": ["include_stop_str_in_output"],
   "response_format": ["constraint.json_schema", "constraint.json_object", "constraint.structural_tag"],
   "structured_outputs": ["constraint.json_schema", "constraint.json_object", "constraint.regex", "constraint.choice", "constraint.grammar", "constraint.structural_tag"],
-  "guided_json": ["constraint.json_schema"],
-  "guided_regex": ["constraint.regex"],
-  "guided_choice": ["constraint.choice"],
-  "guided_grammar": ["constraint.grammar"],
   "regex": ["constraint.regex"],
   "ebnf": ["constraint.grammar"],
   "json_schema": ["constraint.json_schema"],
@@ -450,10 +449,12 @@ MATRIX: Final = rb"""
   "tracestate": ["trace_headers"]
  },
  "gateway_fields": [
-  {"names": ["tools", "tool_choice"], "why": "Tools go into the prompt by the chat template. A choice other than none is refused, unless JSON is passed through (sglang.runtime)."},
-  {"names": ["parallel_tool_calls", "functions", "function_call", "include_reasoning", "modalities"], "why": "Accepted without effect."},
+  {"names": ["tools", "tool_choice"], "why": "Tools go into the prompt by the chat template, calls are read from the text. Demanded ones go out as a constraint (structural_tag, json_schema)."},
+  {"names": ["parallel_tool_calls", "include_reasoning"], "why": "The gateway tells calls and reasoning apart, and leaves out what is not wanted."},
+  {"names": ["functions", "function_call", "modalities", "best_of", "guided_json", "guided_regex", "guided_choice", "guided_grammar"], "why": "Accepted without effect, as by vLLM, and named in x-gaie-codec-dropped."},
   {"names": ["chat_template_kwargs", "documents", "add_generation_prompt", "continue_final_message", "reasoning_effort"], "why": "They shape the prompt, which the gateway renders."},
   {"names": ["add_special_tokens", "truncate_prompt_tokens", "truncation_side"], "why": "The gateway makes the ids."},
+  {"names": ["encoding_format", "dimensions"], "why": "The gateway writes the vectors, and cuts those of Matryoshka models."},
   {"names": ["stream_options", "return_prompt_text", "return_tokens_as_token_ids"], "why": "It shapes the answer, which the gateway writes."},
   {"names": ["user", "metadata", "store", "length_penalty", "service_tier", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "verbosity", "mm_payload"], "why": "They advise the provider and change nothing in what is generated."}
  ]

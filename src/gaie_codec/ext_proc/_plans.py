@@ -97,7 +97,7 @@ def make_plan(request: Incoming, server: Spoken) -> Plan:
 
 
 def _transcoded(request: Incoming, transcoder: Transcoder) -> Plan:
-    if request.path == models.PATH:
+    if request.path == models.PATH or request.path.startswith(models.ENTRY_PREFIX):
         raise UnsupportedEndpointError(f"{models.PATH} is not answered here; the gateway's option --serve-models is for that")
     # Unique, for a model server ends by its id what it is told to end, and clients choose theirs. SGLang takes it as a prefix, too.
     told_id = request.headers.get("x-request-id", "")
