@@ -525,6 +525,23 @@ def test_serve_until_sigterm(capsys):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_access_log_is_a_line_for_each_request(asked, capsys, caplog):
+    async def main():
+        async with model_server() as (_, target), asyncio.timeout(30):
+            server = asyncio.create_task(serve(target, access_log=asked))
+            reader, writer = await http(await wait_until_ready(capsys), chat())
+            await reader.readline()
+            writer.close()
+            await writer.wait_closed()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await server
+
+    asyncio.run(main())
+    lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
+    assert [line.partition(" - ")[2] for line in lines] == [f'"POST {CHAT} HTTP/1.1" 200'] * asked
+
+
 def test_serve_says_in_one_line_what_is_in_the_way():
     async def main():
         with pytest.raises(UsageError, match=r"no answer in 0\.2 s: UNAVAILABLE"):

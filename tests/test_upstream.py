@@ -105,7 +105,9 @@ def test_bind_refuses_what_is_no_address(listen):
 # Transcoders
 
 
-def test_alike_servers_share_a_transcoder_and_a_tokenizer():
+def test_alike_servers_share_a_transcoder_and_a_tokenizer(caplog):
+    caplog.set_level("INFO", "gaie_codec.upstream")
+
     async def main():
         transcoders = Transcoders(TranscoderOptions(limits=Limits(max_calls=3), unsupported="drop"))
         async with model_server() as (_, one), model_server() as (_, two), connected(one) as first, connected(two) as second:
@@ -118,6 +120,8 @@ def test_alike_servers_share_a_transcoder_and_a_tokenizer():
             assert transcoders.make_unasked(ADAPTER) is None, "the tokenizer is the server's"
 
     asyncio.run(main())
+    told = [message for message in caplog.messages if "parser" in message]
+    assert told == [f"{name}: tool-call parser hermes, reasoning parser none" for name in (*MODEL.names, "other")]
 
 
 def test_a_tokenizer_that_is_not_the_servers_is_not_asked_for():

@@ -125,6 +125,8 @@ async def run_serve(
             timeout_keep_alive=75,
             timeout_graceful_shutdown=shutdown_timeout_s,
         )
+        if access_log:
+            logging.getLogger("uvicorn.access").setLevel(logging.INFO)  # asked for, whatever level the rest has
         await _Server(config, f" metrics={telemetry.address}" if telemetry is not None else "").serve([listener])
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +22,8 @@ from .questions import fetch_tokenizer
 if TYPE_CHECKING:
     from ..adapters.base import Adapter
     from .connection import Upstream
+
+_log = logging.getLogger("gaie_codec.upstream")
 
 
 class TranscoderOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +115,9 @@ class Transcoders:
             flavor=options.flavor,
         )
         self._made.add(made)
+        if made.passthrough is None:
+            kinds = [kind.name if kind is not None else "none" for kind in (made.tool_format, made.reasoning_format)]
+            _log.info("%s: tool-call parser %s, reasoning parser %s", ", ".join(model.names) or adapter.dialect, *kinds)
         return made
 
     async def _fetch(self, upstream: Upstream, adapter: Adapter, model: ModelInfo) -> AnyTokenizer:
