@@ -428,6 +428,9 @@ def test_the_words_that_would_take_the_library_long_are_encoded_by_the_tokenizer
     assert made._tokenizer.encoded[1:] == [text, text]
     made.encode_chat([{"role": "user", "content": "many words " * 4000}])
     assert len(made._tokenizer.encoded) == 3
+    calls = [{"id": "1", "function": {"name": text, "arguments": "{}"}}]
+    made.encode_chat([{"role": "assistant", "tool_calls": calls}, {"role": "tool", "tool_call_id": "1", "content": "x"}])
+    assert made._tokenizer.encoded[3:] == [f"assistant to=functions.{text}", f"functions.{text}"]
 
 
 @pytest.mark.parametrize(

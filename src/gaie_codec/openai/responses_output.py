@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..text import ToolCall
 
 Event: TypeAlias = tuple[str, dict[str, Any]]
-"""Type and fields, without type and sequence number."""
+"""The type, and the fields besides type and sequence number."""
 
 Status: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 _PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}

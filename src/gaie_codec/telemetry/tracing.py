@@ -34,6 +34,7 @@ _OPERATIONS: Final = MappingProxyType(
         "/v1/completions": "text_completion",
         "/v1/embeddings": "embeddings",
         "/v1/responses": "chat",
+        "/v1/messages": "chat",
     }
 )
 _METHODS: Final = frozenset("GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE PATCH".split())

@@ -1,7 +1,8 @@
-"""Text for token ids and token ids for text: what the rest of the library asks of a tokenizer.
+"""Text for token ids, token ids for text, and what text says: what the rest of the library asks of a tokenizer, and of a parser.
 
-Only the two protocols and the stop matcher are here, so that the core needs neither tokenizers nor jinja2. `text.huggingface` is the
-implementation for `tokenizer.json` models, anything else that has these methods will do; `text.archive` reads what GetTokenizer streams.
+Only the protocols, the parts of an output and the stop matcher are here, so that the core needs neither tokenizers nor jinja2.
+`text.huggingface` is the implementation for `tokenizer.json` models, anything else that has these methods will do; `text.archive` reads
+what GetTokenizer streams. `text.formats` has the parsers, `text.harmony` and `text.harmony_prompts` are for gpt-oss.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class _Prompt:
                 self._add_assistant(message, thinks=place > answered)
             elif role == "tool":
                 name = names.get(message.get("tool_call_id"), "")
-                self._add_text(_frame("tool", f"functions.{name}", "commentary", "assistant"), [_text(message) or ""])
+                self._add_text(self._result_frame(name), [_text(message) or ""])
             elif _is_system(message):
                 instructions = _text(message)
                 if place and instructions is not None:
@@ -173,9 +173,9 @@ class _Prompt:
         texts = _texts(message)
         reasoning = message.get("reasoning") if thinks else None
         if calls and any(texts):
-            self._add_text(_frame("assistant", channel="commentary"), ["".join(texts)])
+            self._add_text(_frame("assistant", "commentary"), ["".join(texts)])
         if reasoning:
-            self._add_text(_frame("assistant", channel="analysis"), [reasoning])
+            self._add_text(_frame("assistant", "analysis"), [reasoning])
         for call in calls:
             function = call["function"]
             arguments = function.get("arguments") or ""
@@ -183,7 +183,7 @@ class _Prompt:
                 arguments = json.dumps(arguments, ensure_ascii=False)
             self._add_text(self._call_frame(function.get("name") or ""), [arguments], CALL)
         if not calls and texts and texts[0]:
-            self._add_text(_frame("assistant", channel="final"), texts)
+            self._add_text(_frame("assistant", "final"), texts)
 
     def _add_developer(self, instructions: str | None, tools: Sequence[Mapping[str, Any]] | None) -> None:
         content = DeveloperContent(instructions=instructions)
@@ -208,6 +208,10 @@ class _Prompt:
     def _call_frame(self, name: str) -> tuple[int, ...]:
         return (START, *self._encode(f"assistant to=functions.{name}"), CHANNEL, *self._encode("commentary json"), MESSAGE)
 
+    def _result_frame(self, name: str) -> tuple[int, ...]:
+        """What the library puts before the result of a call, but for a name that it would take long to encode."""
+        return (START, *self._encode(f"functions.{name}"), CHANNEL, *self._encode("commentary to=assistant"), MESSAGE)
+
     def _encode(self, text: str) -> list[int]:
         """Ordinary tokens, whatever the text spells out."""
         text.encode()  # the library would replace lone surrogates
@@ -229,10 +233,10 @@ def _system_message(date: str | None, effort: ReasoningEffort, has_tools: bool) 
     return tuple(harmony_encoding().render(Message.from_role_and_content(Role.SYSTEM, content), options))
 
 
-@functools.lru_cache(maxsize=1024)
-def _frame(role: str, name: str | None = None, channel: str | None = None, recipient: str | None = None) -> tuple[int, ...]:
+@functools.lru_cache(maxsize=16)
+def _frame(role: str, channel: str | None = None) -> tuple[int, ...]:
     """What the library puts before the text of such a message."""
-    message = Message(author=Author(role=Role(role), name=name), content=[TextContent(text="")], channel=channel, recipient=recipient)
+    message = Message(author=Author(role=Role(role)), content=[TextContent(text="")], channel=channel)
     return tuple(harmony_encoding().render(message)[:-1])
 
 
