@@ -9,7 +9,7 @@ import pytest
 from ext_proc_stream import GRPC, GRPC_HEAD, OK, TOKENIZER, FakeServer, Stream, codecs, gateway
 from gaie_codec import EmbeddingEvent, ModelInfo, Transcoder, encode_frame
 from gaie_codec.ext_proc.gateway import Declared
-from gaie_codec.openai.models import encode_models
+from gaie_codec.openai.models import encode_models, model_entries
 
 EMBEDDINGS = "/v1/embeddings"
 DIALECTS = ["vllm.engine", "sglang.scheduler", "sglang.runtime"]
@@ -76,7 +76,7 @@ def test_servers_of_http_answer_for_themselves():
 
 
 def test_one_model_of_the_list():
-    listed = encode_models(("org/m", "n"), created=1)
+    listed = encode_models(model_entries(("org/m", "n"), created=1))
     for path, name in (("/v1/models/n", "n"), ("/v1/models/org%2Fm", "org/m"), ("/v1/models/org/m?x", "org/m")):
         assert told(get(path, models=lambda: listed))["id"] == name
     assert get("/v1/models/x", models=lambda: listed).immediate.status.code == 404

@@ -576,3 +576,12 @@ def test_cuts_do_not_matter_and_nothing_but_codec_errors(data):
 
     cut = data.draw(st.integers(0, len(stream)))
     assert run([stream]) == run([stream[:cut], stream[cut:]])
+
+
+def test_what_cannot_be_done_is_left_out_where_the_operator_chose_so():
+    body = msgspec.json.encode({"input": "a", "normalize": False, "structured_outputs": {"whitespace_pattern": "x"}, "unheard_of": 1})
+    with pytest.raises(UnsupportedFieldError) as caught:
+        transcoder_for().request("POST", PATH, [], body, request_id="r")
+    assert caught.value.param == "normalize"
+    call = transcoder_for(unsupported="drop").request("POST", PATH, [], body, request_id="r")
+    assert set(call.dropped) == {"normalize", "structured_outputs", "unheard_of"}

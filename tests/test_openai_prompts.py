@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter, ValidationError
 
-from gaie_codec import MalformedRequestError, RequestError, UnsupportedFieldError
+from gaie_codec import MalformedRequestError, ModelInfo, RequestError, UnsupportedFieldError
 from gaie_codec.openai.prompts import MAX_PROMPTS, decode_prompts
 from gaie_codec.testing import ByteTokenizer
 
@@ -22,7 +22,7 @@ VALUES = st.one_of(SCALARS, st.lists(st.one_of(SCALARS, st.lists(SCALARS, max_si
 
 
 def decode(value: Any, most: int = MAX_PROMPTS) -> tuple[list[str | None], list[list[int]]]:
-    return decode_prompts({"prompt": value, "add_special_tokens": False}, TOKENIZER, 0, most)
+    return decode_prompts({"prompt": value, "add_special_tokens": False}, TOKENIZER, ModelInfo(), most)
 
 
 @given(value=VALUES)
@@ -67,6 +67,14 @@ def test_what_is_refused(value: Any, most: int, kind: type[RequestError], param:
         decode(value, most)
     assert caught.value.param == param
     assert words in caught.value.message
+
+
+def test_ids_of_a_padded_vocabulary_are_taken_and_a_long_one_is_not_told_whole() -> None:
+    padded = ModelInfo(vocab_size=TOKENIZER.vocab_size + 8)
+    assert decode_prompts({"prompt": [TOKENIZER.vocab_size]}, TOKENIZER, padded, 1)[1] == [[TOKENIZER.vocab_size]]
+    with pytest.raises(MalformedRequestError, match="Token id 1000") as caught:
+        decode([10**4000])
+    assert len(caught.value.message) < 600
 
 
 def test_not_every_fault_of_many_is_told() -> None:

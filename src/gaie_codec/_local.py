@@ -22,7 +22,7 @@ _GET: Final = frozenset((models.PATH, VERSION_PATH))
 _POST: Final[Mapping[str, Callable[[bytes, Asked, Tokenizer], bytes]]] = MappingProxyType(
     {
         tokenization.TOKENIZE_PATH: tokenization.encode_tokens,
-        tokenization.DETOKENIZE_PATH: tokenization.encode_text,
+        tokenization.DETOKENIZE_PATH: tokenization.encode_prompt,
         messages.COUNT_PATH: messages.encode_count,
     }
 )
@@ -53,12 +53,9 @@ def encode_answer(path: str, body: bytes, asked: Asked, adapter: Adapter, *, cre
     model = asked.model
     if path == VERSION_PATH:
         return msgspec.json.encode({"version": model.server_version or version})
-    listed = models.encode_models(
-        model.names,
-        created=created,
-        max_model_len=model.max_model_len,
-        adapters=loras,
-        root=model.model_path,
-        owned_by=adapter.dialect.partition(".")[0],
+    owner = adapter.dialect.partition(".")[0]
+    entries = models.model_entries(
+        model.names, created=created, max_model_len=model.max_model_len, adapters=loras, root=model.model_path, owned_by=owner
     )
+    listed = models.encode_models(entries)
     return listed if path == models.PATH else models.encode_model(listed, path.removeprefix(models.ENTRY_PREFIX))

@@ -145,7 +145,7 @@ class Transcoder:
         )
         self.system_fingerprint = f"{self.adapter.dialect}-{self.adapter.snapshot.name}" if flavor == "vllm" else None
         try:
-            sampling.decode_sampling({}, model=self.model, vocab_size=0, max_tokens=None, logprobs=None)
+            sampling.decode_sampling({}, model=self.model, vocab_size=0, max_tokens=None, logprobs=None, max_stop_strings=0)
         except MalformedRequestError as error:
             raise UsageError(f"the model's own default_sampling_params are wrong: {error}") from error
 

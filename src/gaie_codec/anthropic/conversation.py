@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import MalformedRequestError, UnsupportedFieldError
-from ..openai.fields import json_text, type_error
+from ..openai.fields import json_text, literal_fault, no_model_fault, type_error, type_errors
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
@@ -70,11 +70,12 @@ class _Reader:
 
     def read(self, message: Any, loc: str) -> None:
         if not isinstance(message, dict):
-            raise type_error(loc, "model_attributes_type", "Input should be a valid dictionary or object to extract fields from")
+            raise type_errors(no_model_fault(loc))
         role, content = message.get("role"), message.get("content")
+        if role is None:
+            raise type_error(f"{loc}.role", "missing", "Field required")
         if role not in _ROLES:
-            fault = ("missing", "Field required") if role is None else ("literal_error", "Input should be user, assistant or system")
-            raise type_error(f"{loc}.role", *fault)
+            raise type_errors(literal_fault(f"{loc}.role", *_ROLES))
         if content is None:
             raise type_error(f"{loc}.content", "missing", "Field required")
         if role == "system":
@@ -149,7 +150,7 @@ def _blocks(content: Any, loc: str) -> list[tuple[dict[str, Any], str, str]]:
     for place, block in enumerate(content):
         where = f"{loc}.{place}"
         if not isinstance(block, dict):
-            raise type_error(where, "model_attributes_type", "Input should be a valid dictionary or object to extract fields from")
+            raise type_errors(no_model_fault(where))
         kind = block.get("type")
         if not isinstance(kind, str):
             fault = ("missing", "Field required") if kind is None else ("literal_error", "Input should be the name of a content block")

@@ -14,7 +14,18 @@ import msgspec
 from .._errors import MalformedRequestError, UnsupportedFieldError, UsageError
 from ..openai import chat
 from ..openai.endpoint import Asked, Decoded
-from ..openai.fields import bool_field, decode_json_object, int_field, list_field, object_field, str_field, type_error
+from ..openai.fields import (
+    bool_field,
+    decode_json_object,
+    int_field,
+    list_field,
+    literal_fault,
+    no_model_fault,
+    object_field,
+    str_field,
+    type_error,
+    type_errors,
+)
 from .conversation import decode_conversation
 from .errors import PATH
 
@@ -117,7 +128,7 @@ def _decode_tools(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     for place, tool in enumerate(list_field(fields, "tools") or ()):
         loc = f"tools.{place}"
         if not isinstance(tool, dict):
-            raise type_error(loc, "model_attributes_type", "Input should be a valid dictionary or object to extract fields from")
+            raise type_errors(no_model_fault(loc))
         name, schema, description = tool.get("name"), tool.get("input_schema"), tool.get("description")
         if schema is None and tool.get("type") not in (None, "custom"):
             raise UnsupportedFieldError("tools without an input_schema are Anthropic's own, and are not there", param=f"{loc}.type")
@@ -148,7 +159,7 @@ def _decode_tool_choice(fields: Mapping[str, Any], *, has_tools: bool) -> dict[s
             raise type_error("tool_choice", "value_error", "Value error, tool_choice.name is required when type is \\'tool\\'")
         return {"tool_choice": {"type": "function", "function": {"name": name}}, "parallel_tool_calls": parallel}
     if not isinstance(kind, str) or kind not in _CHOICES:
-        raise type_error("tool_choice.type", "literal_error", "Input should be auto, any, tool or none")
+        raise type_errors(literal_fault("tool_choice.type", "auto", "any", "tool", "none"))
     if not has_tools and kind != "any":
         return {}  # nothing to choose from, and nothing demanded
     return {"tool_choice": _CHOICES[kind], "parallel_tool_calls": parallel}
@@ -169,7 +180,7 @@ def _decode_stops(fields: Mapping[str, Any], most: int) -> list[str]:
 def _thinking(fields: Mapping[str, Any]) -> dict[str, Any]:
     thinking = object_field(fields, "thinking") or {"type": "adaptive"}
     if thinking.get("type") not in ("enabled", "disabled", "adaptive"):
-        raise type_error("thinking.type", "literal_error", "Input should be enabled, disabled or adaptive")
+        raise type_errors(literal_fault("thinking.type", "enabled", "disabled", "adaptive"))
     return thinking
 
 
@@ -192,7 +203,7 @@ def _decode_effort(fields: Mapping[str, Any], tokenizer: Tokenizer) -> str | Non
     """How much to think; none at all goes before that, as far as the model knows such a thing."""
     effort = (object_field(fields, "output_config") or {}).get("effort")
     if effort is not None and effort not in _EFFORTS:
-        raise type_error("output_config.effort", "literal_error", f"Input should be one of {', '.join(_EFFORTS)}")
+        raise type_errors(literal_fault("output_config.effort", *_EFFORTS))
     if _thinking(fields)["type"] != "disabled":
         return effort
     return "none" if _knows_no_effort(tokenizer) else "low"
@@ -219,7 +230,7 @@ def _decode_format(fields: Mapping[str, Any]) -> dict[str, Any]:
     if wanted is None:
         return {}
     if wanted.get("type", "json_schema") != "json_schema":
-        raise type_error("output_config.format.type", "literal_error", "Input should be json_schema")
+        raise type_errors(literal_fault("output_config.format.type", "json_schema"))
     schema = wanted.get("schema")
     if not isinstance(schema, dict):
         raise type_error("output_config.format.schema", "dict_type", "Input should be a valid dictionary")

@@ -240,4 +240,4 @@ def _models(live: Endpoints) -> bytes:
         entries += models.model_entries(
             model.names, created=_STARTED, max_model_len=model.max_model_len, adapters=adapters, root=model.model_path, owned_by=owner
         )
-    return models.encode_model_list(entries)
+    return models.encode_models(entries)

@@ -40,24 +40,12 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = MappingProxyType(
                 prompts_field="input",
             ),
             *(
-                Endpoint(
-                    path=path,
-                    decode_request=scores.decode_score,
-                    make_encoder=scores.make_score_encoder,
-                    embeds=True,
-                    prompts_field="documents",
+                Endpoint(path=path, decode_request=decode, make_encoder=make_encoder, embeds=True, prompts_field="documents")
+                for paths, decode, make_encoder in (
+                    (scores.SCORE_PATHS, scores.decode_score, scores.make_score_encoder),
+                    (scores.RERANK_PATHS, scores.decode_rerank, scores.make_rerank_encoder),
                 )
-                for path in scores.SCORE_PATHS
-            ),
-            *(
-                Endpoint(
-                    path=path,
-                    decode_request=scores.decode_rerank,
-                    make_encoder=scores.make_rerank_encoder,
-                    embeds=True,
-                    prompts_field="documents",
-                )
-                for path in scores.RERANK_PATHS
+                for path in paths
             ),
         )
     }

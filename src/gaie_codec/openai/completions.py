@@ -40,9 +40,8 @@ DEFAULT_MAX_TOKENS: Final = 16
 READ: Final = sampling.FIELDS | frozenset(
     (
         "model prompt request_id stream stream_options return_token_ids return_tokens_as_token_ids echo logprobs prompt_logprobs"
-        " logprob_token_ids"
-        " add_special_tokens truncate_prompt_tokens truncation_side priority"
-        " cache_salt kv_transfer_params ec_transfer_params watermarking session_id"
+        " logprob_token_ids add_special_tokens truncate_prompt_tokens truncation_side priority cache_salt kv_transfer_params"
+        " ec_transfer_params watermarking session_id"
     ).split()
 )
 ADVISORY: Final = policy.ADVISORY
@@ -99,7 +98,7 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         prompt_logprobs = logprobs
     include_usage, continuous_usage = decode_stream_options(fields, stream)
     return_token_ids = bool_field(fields, "return_token_ids")
-    texts, prompts = decode_prompts(fields, tokenizer, model.max_model_len, asked.max_prompts)
+    texts, prompts = decode_prompts(fields, tokenizer, model, asked.max_prompts)
     params = sampling.decode_sampling(
         fields,
         model=model,
@@ -142,8 +141,8 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         echo_texts=_echo_texts(texts, prompts, tokenizer) if echoes and not return_token_ids else (),
         hides_output=hides_output,
     )
-    ignored = {field for field in fields if field not in READ and field not in REFUSED and field not in ADVISORY}
-    return Decoded(prompts=tuple(inferences), options=options, ignored=tuple(sorted(ignored.union(lost))))
+    ignored = (*lost, *policy.unknown(fields, READ | REFUSED.keys()))
+    return Decoded(prompts=tuple(inferences), options=options, ignored=tuple(sorted(ignored)))
 
 
 def _limited(params: SamplingParams, max_tokens: int | None) -> SamplingParams:

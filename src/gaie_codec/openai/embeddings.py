@@ -18,11 +18,11 @@ import msgspec
 from .._choices import Delta
 from .._errors import CodecError, MalformedMessageError, MalformedRequestError, UnsupportedFieldError, UsageError
 from .._events import BodyEvent, EmbeddingEvent, ModelInfo, Usage
-from . import chat
+from . import policy
 from .endpoint import Asked, Decoded, ResponseMeta
 from .errors import encode_error
 from .fields import decode_json_object, int_field, literal_fault, type_error, type_errors
-from .inputs import decode_embedded_model, encode_chat, encode_inputs, make_requests, refuse
+from .inputs import decode_embedded_model, encode_chat, encode_inputs, make_requests
 
 PATH: Final = "/v1/embeddings"
 ID_PREFIX: Final = "embd-"
@@ -33,7 +33,7 @@ READ: Final = frozenset(
         " add_special_tokens add_generation_prompt continue_final_message chat_template_kwargs priority cache_salt"
     ).split()
 )
-ADVISORY: Final = chat.ADVISORY
+ADVISORY: Final = policy.ADVISORY
 # Field -> the values that ask for nothing. Any other value is refused.
 REFUSED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
     {
@@ -72,7 +72,7 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
     if tokenizer is None:
         raise UsageError("a prompt has to be tokenized, and there is no tokenizer")
     fields = decode_json_object(body)
-    refuse(fields, REFUSED)
+    lost = policy.refuse_values(fields, REFUSED, drops=asked.drops)
     given, name = decode_embedded_model(fields, asked)
     encoding_format = _choice(fields, "encoding_format", _FORMATS)
     dtype = _choice(fields, "embed_dtype", (*_LETTERS, *_OTHER_DTYPES))
@@ -96,12 +96,7 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         endianness=endianness,
         dimensions=dimensions,
     )
-    return Decoded(prompts=requests, options=options, ignored=(*ignored, *unknown(fields, READ | REFUSED.keys())))
-
-
-def unknown(fields: Mapping[str, Any], known: frozenset[str]) -> tuple[str, ...]:
-    """What neither vLLM's endpoints nor ours know; it is accepted, and reported."""
-    return tuple(sorted(field for field in fields if field not in known and field not in ADVISORY))
+    return Decoded(prompts=requests, options=options, ignored=(*ignored, *lost, *policy.unknown(fields, READ | REFUSED.keys())))
 
 
 class Vectors:

@@ -17,10 +17,10 @@ import msgspec
 from .._errors import MalformedRequestError
 
 _TRUE: Final = frozenset(("1", "true", "t", "yes", "y", "on"))
-_MAX_MESSAGE: Final = 500  # characters; a number may have 4300 digits
 _FALSE: Final = frozenset(("0", "false", "f", "no", "n", "off"))
 _INTEGER: Final = re.compile(r"([+-]?[0-9]+(?:_[0-9]+)*)(?:\.0+)?")
 _NO_SIZE: Final = ("int_parsing_size", "Unable to parse input string as an integer, exceeded maximum size")
+_MAX_MESSAGE: Final = 500  # characters; a number may have 4300 digits
 MAX_FAULTS: Final = 100
 """What an error tells at most; a value of a million parts may be wrong in each."""
 _TOO_LARGE: Final = 2**63  # what pydantic takes no float for
@@ -125,7 +125,7 @@ def range_error(name: str, message: str, value: object = None) -> MalformedReque
 
 
 def shorten(text: str) -> str:
-    """A message that repeats a number, which may have thousands of digits."""
+    """A message that repeats a number, which may have thousands of digits: its beginning."""
     return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."
 
 

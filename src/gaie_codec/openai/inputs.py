@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 from .._errors import MalformedRequestError, ModelNotFoundError, UnsupportedFieldError
 from .._events import InferenceRequest, ModelInfo
 from .endpoint import Asked
-from .fields import Fault, bool_field, bounded_int, literal_fault, object_field, range_error, type_error, type_errors
+from .fields import Fault, bool_field, object_field, type_error, type_errors
 from .messages import decode_messages
-from .request import base_model, check_length, decode_model, decode_request_id, decode_routing, encode_text
+from .request import (
+    Truncation,
+    base_model,
+    check_ids,
+    check_length,
+    decode_model,
+    decode_request_id,
+    decode_routing,
+    decode_truncation,
+    encode_text,
+)
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
@@ -22,13 +32,11 @@ if TYPE_CHECKING:
 _RESERVED_TEMPLATE_KWARGS: Final = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
 )
-
-
-_LIST: Final = Fault("input", "list_type", "Input should be a valid list", None)
-_MESSAGES: Final = Fault("messages", "missing", "Field required", None)
+_LIST: Final = Fault("input", "list_type", "Input should be a valid list")
+_MESSAGES: Final = Fault("messages", "missing", "Field required")
 # What each of vLLM's alternatives says of an `input` that is neither text nor a list: the forms of it, chats, and plugins.
 _NO_INPUT: Final = (
-    *(_LIST, _LIST, Fault("input", "string_type", "Input should be a valid string", None), _LIST),
+    *(_LIST, _LIST, Fault("input", "string_type", "Input should be a valid string"), _LIST),
     *(_MESSAGES, _MESSAGES, _MESSAGES, _LIST, _MESSAGES),
     Fault("input", "is_instance_of", "Input should be an instance of Sequence", {"class": "Sequence"}),
 )
@@ -102,34 +110,17 @@ def make_requests(
     """
     request_id = prefix + decode_request_id(fields, asked)
     routing = decode_routing(fields)
-    told = {key: routing[key] for key in ("cache_salt",)}
     requests = tuple(
         InferenceRequest(
             request_id=f"{request_id}-{place}",
             model=base_model(name, asked.model),
             prompt_token_ids=token_ids,
+            cache_salt=routing["cache_salt"],
             lora_name=asked.model.lora_adapters.get(name, ""),
-            **told,
         )
         for place, token_ids in enumerate(prompts)
     )
     return request_id, requests, ("priority",) if routing["priority"] else ()
-
-
-def refuse(fields: Mapping[str, Any], refused: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raise UnsupportedFieldError for a field whose value asks for something; `refused` has those that do not."""
-    for name, harmless in refused.items():
-        if name in fields and fields[name] not in harmless:
-            raise UnsupportedFieldError(f"`{name}` is not supported by this gateway (parameter={name})", param=name)
-
-
-def check_ids(token_ids: Sequence[int], model: ModelInfo, tokenizer: Tokenizer) -> None:
-    """Raise MalformedRequestError for an id that is none of the vocabulary. A model's may be padded, hence larger than its tokenizer's."""
-    size = max(tokenizer.vocab_size, model.vocab_size)
-    outside = next((token_id for token_id in token_ids if not 0 <= token_id < size), None)
-    if outside is not None:
-        shown = str(outside) if abs(outside) < 2**63 else "of many digits"
-        raise MalformedRequestError(f"Token id {shown} is out of vocabulary")
 
 
 def _decode_ids(fields: Mapping[str, Any], value: Any, loc: str, model: ModelInfo, tokenizer: Tokenizer) -> list[int]:
@@ -137,21 +128,22 @@ def _decode_ids(fields: Mapping[str, Any], value: Any, loc: str, model: ModelInf
         raise type_error(loc, "string_type", "Input should be a valid string or a list of token ids")
     token_ids = [int(item) for item in value]
     check_ids(token_ids, model, tokenizer)
-    keep, side = _decode_truncation(fields, model)
-    if keep is not None and len(token_ids) > keep:
-        token_ids = _cut(token_ids, keep, side)
-    return _checked(token_ids, model)
+    token_ids = decode_truncation(fields, model.max_model_len, side="right").cut(token_ids)
+    check_length(token_ids, model.max_model_len)
+    return token_ids
 
 
 def _encode_one(fields: Mapping[str, Any], text: str, model: ModelInfo, tokenizer: Tokenizer, *, special: bool) -> list[int]:
-    keep, side = _decode_truncation(fields, model)
+    truncation = decode_truncation(fields, model.max_model_len, side="right")
     token_ids = encode_text(fields, text, tokenizer, model.max_model_len, add_special_tokens=special)
+    keep = truncation.keep
     if keep is not None and len(token_ids) > keep:
         bare = tokenizer.encode(text, add_special_tokens=False) if special else token_ids
         before, after = _around(token_ids, bare)
         room = max(keep - len(before) - len(after), 0)
-        token_ids = [*before, *_cut(bare, room, side), *after][:keep]
-    return _checked(token_ids, model)
+        token_ids = [*before, *Truncation(room, truncation.side).cut(bare), *after][:keep]
+    check_length(token_ids, model.max_model_len)
+    return token_ids
 
 
 def _around(token_ids: list[int], bare: list[int]) -> tuple[list[int], list[int]]:
@@ -161,32 +153,3 @@ def _around(token_ids: list[int], bare: list[int]) -> tuple[list[int], list[int]
         if token_ids[start:end] == bare:
             return token_ids[:start], token_ids[end:]
     return [], []
-
-
-def _cut(token_ids: list[int], keep: int, side: str) -> list[int]:
-    return token_ids[:keep] if side == "right" else token_ids[len(token_ids) - keep :]
-
-
-def _decode_truncation(fields: Mapping[str, Any], model: ModelInfo) -> tuple[int | None, str]:
-    """How many tokens to keep, and the side that is cut."""
-    keep = bounded_int(fields, "truncate_prompt_tokens", low=-1)
-    side = fields.get("truncation_side")
-    if side not in (None, "left", "right"):
-        raise type_errors(literal_fault("truncation_side", "left", "right"))
-    longest = model.max_model_len
-    if keep is not None and longest and keep > longest:
-        raise range_error(
-            "truncate_prompt_tokens",
-            f"truncate_prompt_tokens={keep} cannot be greater than max_model_len = {longest}. Please request a smaller truncation size.",
-            keep,
-        )
-    if keep == -1:
-        keep = longest or None
-    return keep, side or "right"
-
-
-def _checked(token_ids: list[int], model: ModelInfo) -> list[int]:
-    if not token_ids:
-        raise MalformedRequestError("The decoder prompt cannot be empty")
-    check_length(token_ids, model.max_model_len)
-    return token_ids

@@ -1,4 +1,4 @@
-"""Chat messages as clients send them -> what a chat template is given, in vLLM's flavour.
+"""Chat messages as clients send them -> what a chat template is given, as vLLM does it.
 
 Content parts become one text, joined by line breaks, unless the template wants the parts; tool-call arguments become objects;
 `reasoning_content` is `reasoning` to vLLM and both to a template. Keys that templates do not know are left out. Of images, video and
@@ -13,7 +13,7 @@ import msgspec
 
 from .._errors import MalformedRequestError, UnsupportedFieldError
 from .._events import Media
-from .fields import type_error
+from .fields import literal_fault, no_model_fault, type_error, type_errors
 
 _AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "m4a", "aac", "webm", "pcm16")
 _URL_PARTS = {"image_url": "image", "video_url": "video", "audio_url": "audio"}
@@ -36,7 +36,7 @@ def decode_messages(
 
 def _decode_message(message: Any, loc: str, parts: _Parts) -> dict[str, Any]:
     if not isinstance(message, dict):
-        raise type_error(loc, "model_attributes_type", "Input should be a valid dictionary or object to extract fields from")
+        raise type_errors(no_model_fault(loc))
     role = message.get("role")
     if not isinstance(role, str):
         fault = ("missing", "Field required") if role is None else ("string_type", "Input should be a valid string")
@@ -136,7 +136,7 @@ def _decode_audio(inner: dict[str, Any], loc: str) -> str:
 def _decode_detail(inner: dict[str, Any], loc: str) -> str:
     detail = inner.get("detail")
     if detail not in (None, "low", "high", "auto"):
-        raise type_error(loc, "literal_error", "Input should be low, high or auto")
+        raise type_errors(literal_fault(loc, "auto", "low", "high"))
     return detail or ""
 
 

@@ -14,21 +14,7 @@ ENTRY_PREFIX: Final = "/v1/models/"
 OWNER: Final = "gaie-codec"
 
 
-def encode_models(
-    names: Sequence[str],
-    *,
-    created: int,
-    max_model_len: int = 0,
-    adapters: Iterable[str] = (),
-    root: str = "",
-    owned_by: str = OWNER,
-) -> bytes:
-    """The body that lists one model server's models; as for `model_entries`."""
-    entries = model_entries(names, created=created, max_model_len=max_model_len, adapters=adapters, root=root, owned_by=owned_by)
-    return encode_model_list(entries)
-
-
-def encode_model_list(entries: Iterable[Mapping[str, Any]]) -> bytes:
+def encode_models(entries: Iterable[Mapping[str, Any]]) -> bytes:
     """The body that lists these models, each id once: of several model servers the first that has it."""
     by_id: dict[str, Mapping[str, Any]] = {}
     for entry in entries:

@@ -30,6 +30,7 @@ from . import chat, completions, embeddings, sampling
 from .endpoint import Asked, Decoded, ResponseMeta
 from .errors import encode_error, encode_error_event
 from .fields import bool_field, decode_json_object, int_field, object_field, range_error, str_field, type_error
+from .flavors import FLAVORS
 from .messages import decode_messages
 from .request import base_model, decode_model, decode_request_id, decode_stream_options
 
@@ -37,7 +38,7 @@ PATHS: Final[Mapping[str, str]] = MappingProxyType(
     {
         chat.PATH: "chat",
         completions.PATH: "completions",
-        "/v1/embeddings": "embeddings",
+        embeddings.PATH: "embeddings",
         "/v1/classify": "classify",
         "/classify": "classify",
         "/v1/score": "score",
@@ -59,7 +60,6 @@ _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     }
 )
 _GENERATES: Final = ("chat", "completions")
-_MAX_STOP_STRINGS: Final = 32  # SGLang's own limit
 _PREFIXES: Final = MappingProxyType({"chat": chat.ID_PREFIX, "completions": completions.ID_PREFIX})
 # What vLLM's endpoints know, and therefore clients may send in good faith.
 _VLLM_FIELDS: Final = frozenset().union(
@@ -164,7 +164,7 @@ def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] |
             vocab_size=model.vocab_size,
             max_tokens=int_field(fields, "max_tokens") if wanted is None else wanted,
             logprobs=_decode_logprobs(kind, fields),
-            max_stop_strings=_MAX_STOP_STRINGS,
+            max_stop_strings=FLAVORS["sglang"].max_stop_strings,  # whose servers these are
         )
     if kind == "chat":
         decode_messages(fields["messages"], accepts_content_parts=True, accepts_media=True)

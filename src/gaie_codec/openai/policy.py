@@ -6,7 +6,7 @@ fields advise. What no table knows is accepted, as vLLM does, and reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -65,6 +65,7 @@ REFUSED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         "vllm_xargs": (None, {}),
     }
 )
+_REPETITION: Final = ("max_pattern_size", "min_pattern_size", "min_count")
 _NESTED: Final = ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
 
 # They change nothing in what this gateway and its model servers generate.
@@ -91,11 +92,25 @@ def check_types(fields: Mapping[str, Any], types: Mapping[str, tuple[str, bool]]
 
 
 def refuse(fields: Mapping[str, Any], refused: Mapping[str, tuple[Any, ...]], *, drops: bool) -> tuple[str, ...]:
-    """The names of fields that ask for what no dialect can do. Raises UnsupportedFieldError for them unless `drops`."""
-    lost = [name for name, harmless in refused.items() if name in fields and not _asks_nothing(name, fields[name], harmless)]
+    """As `refuse_values`, for a request that generates: of `structured_outputs` too some parts are what no dialect can do."""
     outputs = fields.get("structured_outputs")
-    if isinstance(outputs, dict):
-        lost += [f"structured_outputs.{name}" for name in _NESTED if outputs.get(name)]
+    nested = [f"structured_outputs.{name}" for name in _NESTED if outputs.get(name)] if isinstance(outputs, dict) else []
+    return (*refuse_values(fields, refused, drops=drops), *_refuse(nested, drops=drops))
+
+
+def refuse_values(fields: Mapping[str, Any], refused: Mapping[str, tuple[Any, ...]], *, drops: bool) -> tuple[str, ...]:
+    """The names of fields that ask for what no dialect can do. Raises UnsupportedFieldError for them unless `drops`."""
+    return _refuse(
+        [name for name, nothing in refused.items() if name in fields and not _asks_nothing(name, fields[name], nothing)], drops=drops
+    )
+
+
+def unknown(fields: Mapping[str, Any], known: Set[str]) -> tuple[str, ...]:
+    """The names of fields of which nothing is known; they are accepted, and reported."""
+    return tuple(sorted(fields.keys() - known - ADVISORY))
+
+
+def _refuse(lost: Sequence[str], *, drops: bool) -> tuple[str, ...]:
     if lost and not drops:
         raise UnsupportedFieldError(f"`{lost[0]}` is not supported by this gateway (parameter={lost[0]})", param=lost[0])
     return tuple(lost)
@@ -126,6 +141,3 @@ def _check_repetition(value: Any) -> None:
             "min_count must be >= 2 to detect repetitive patterns in engine output. If you do not wish to detect repetitive patterns, set"
             " max_pattern_size to 0."
         )
-
-
-_REPETITION: Final = ("max_pattern_size", "min_pattern_size", "min_count")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import MalformedRequestError, UnsupportedFieldError
 from .fields import MAX_FAULTS, Fault, bool_field, range_error, read_int, type_errors
-from .request import encode_text
+from .request import check_ids, encode_text
 
 if TYPE_CHECKING:
+    from .._events import ModelInfo
     from ..text import Tokenizer
 
 MAX_PROMPTS: Final = 1024
@@ -19,7 +20,7 @@ _NO_TEXT: Final = ("string_type", "Input should be a valid string")
 
 
 def decode_prompts(
-    fields: Mapping[str, Any], tokenizer: Tokenizer, max_model_len: int, most: int
+    fields: Mapping[str, Any], tokenizer: Tokenizer, model: ModelInfo, most: int
 ) -> tuple[list[str | None], list[list[int]]]:
     """Of each prompt the text, None where it came as ids, and the ids; `most` is how many calls the host makes. Raises RequestError."""
     value = fields.get("prompt")
@@ -43,14 +44,16 @@ def decode_prompts(
             )
         raise UnsupportedFieldError(f"`prompt` takes {len(prompts)} calls, and this gateway makes at most {most}", param="prompt")
     if all(isinstance(prompt, str) for prompt in prompts):
-        return prompts, [encode_text(fields, text, tokenizer, max_model_len, add_special_tokens=special) for text in prompts]
-    lists = [_as_ids(prompt) for prompt in prompts]
-    if None in lists:
-        raise _no_prompt(value)
-    for token_id in (token_id for ids in lists for token_id in ids or ()):
-        if token_id >= tokenizer.vocab_size:
-            raise MalformedRequestError(f"Token id {token_id} is out of vocabulary")
-    return [None] * len(lists), [ids or [] for ids in lists]
+        return prompts, [encode_text(fields, text, tokenizer, model.max_model_len, add_special_tokens=special) for text in prompts]
+    lists = []
+    for prompt in prompts:
+        ids = _as_ids(prompt)
+        if ids is None:
+            raise _no_prompt(value)
+        lists.append(ids)
+    for ids in lists:
+        check_ids(ids, model, tokenizer)
+    return [None] * len(lists), lists
 
 
 def _as_ids(value: Any) -> list[int] | None:

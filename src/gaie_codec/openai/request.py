@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
 
 from .._errors import MalformedRequestError, ModelNotFoundError
 from .._events import ModelInfo
@@ -18,6 +20,7 @@ from .fields import (
     no_model_fault,
     object_field,
     range_error,
+    shorten,
     str_field,
     type_errors,
 )
@@ -88,24 +91,7 @@ def check_chars(fields: Mapping[str, Any], chars: int, tokenizer: Tokenizer, max
 
 def truncate(fields: Mapping[str, Any], token_ids: list[int], max_model_len: int) -> list[int]:
     """The prompt, cut as the client asked for. Raises MalformedRequestError where no room for an answer is left."""
-    keep = bounded_int(fields, "truncate_prompt_tokens", low=-1, high=2**63 - 1)
-    side = fields.get("truncation_side")
-    if side not in (None, "left", "right"):
-        raise type_errors(literal_fault("truncation_side", "left", "right"))
-    if keep is not None:
-        if max_model_len and keep > max_model_len:
-            raise range_error(
-                "truncate_prompt_tokens",
-                f"truncate_prompt_tokens={keep} cannot be greater than max_model_len = {max_model_len}."
-                " Please request a smaller truncation size.",
-                keep,
-            )
-        if keep == -1:
-            keep = max_model_len or len(token_ids)
-        if len(token_ids) > keep:
-            token_ids = token_ids[:keep] if side == "right" else token_ids[len(token_ids) - keep :]
-    if not token_ids:
-        raise MalformedRequestError("The decoder prompt cannot be empty")
+    token_ids = decode_truncation(fields, max_model_len, side="left").cut(token_ids)
     check_length(token_ids, max_model_len)
     if max_model_len and len(token_ids) == max_model_len:
         raise range_error(
@@ -117,8 +103,47 @@ def truncate(fields: Mapping[str, Any], token_ids: list[int], max_model_len: int
     return token_ids
 
 
+class Truncation(msgspec.Struct, frozen=True):
+    """How many tokens of a prompt are kept, None for all, and at which side others are cut off."""
+
+    keep: int | None
+    side: str
+
+    def cut(self, token_ids: list[int]) -> list[int]:
+        """What is kept of a prompt."""
+        if self.keep is None or len(token_ids) <= self.keep:
+            return token_ids
+        return token_ids[: self.keep] if self.side == "right" else token_ids[len(token_ids) - self.keep :]
+
+
+def decode_truncation(fields: Mapping[str, Any], max_model_len: int, *, side: Literal["left", "right"]) -> Truncation:
+    """What the client asked for; `side` is what holds where it does not say. Raises MalformedRequestError."""
+    keep = bounded_int(fields, "truncate_prompt_tokens", low=-1, high=2**63 - 1)
+    told = fields.get("truncation_side")
+    if told not in (None, "left", "right"):
+        raise type_errors(literal_fault("truncation_side", "left", "right"))
+    if keep is not None and max_model_len and keep > max_model_len:
+        raise range_error(
+            "truncate_prompt_tokens",
+            f"truncate_prompt_tokens={keep} cannot be greater than max_model_len = {max_model_len}."
+            " Please request a smaller truncation size.",
+            keep,
+        )
+    return Truncation((max_model_len or None) if keep == -1 else keep, told or side)
+
+
+def check_ids(token_ids: Sequence[int], model: ModelInfo, tokenizer: Tokenizer) -> None:
+    """Raise MalformedRequestError for an id that is none of the vocabulary. A model's may be padded, hence larger than its tokenizer's."""
+    size = max(tokenizer.vocab_size, model.vocab_size)
+    outside = next((token_id for token_id in token_ids if not 0 <= token_id < size), None)
+    if outside is not None:
+        raise MalformedRequestError(shorten(f"Token id {outside} is out of vocabulary"))
+
+
 def check_length(token_ids: list[int], max_model_len: int) -> None:
-    """Raise MalformedRequestError for a prompt that is longer than the context."""
+    """Raise MalformedRequestError for a prompt that is empty, or longer than the context."""
+    if not token_ids:
+        raise MalformedRequestError("The decoder prompt cannot be empty")
     if max_model_len and len(token_ids) > max_model_len:
         # vLLM tokenizes no further than this.
         raise range_error(

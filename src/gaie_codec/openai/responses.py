@@ -16,7 +16,18 @@ import msgspec
 from .._errors import RequestError, UnsupportedEndpointError, UnsupportedFieldError
 from .chat import decode_fields
 from .endpoint import Asked, Decoded
-from .fields import bool_field, decode_json_object, int_field, json_text, list_field, object_field, str_field, type_error
+from .fields import (
+    bool_field,
+    decode_json_object,
+    int_field,
+    json_text,
+    list_field,
+    literal_fault,
+    object_field,
+    str_field,
+    type_error,
+    type_errors,
+)
 from .responses_input import Conversation, decode_input
 
 PATH: Final = "/v1/responses"
@@ -142,7 +153,7 @@ def _chat_fields(fields: Mapping[str, Any], conversation: Conversation, asked: A
     if response_format is not None:
         chat["response_format"] = response_format
     if str_field(fields, "truncation", "disabled") not in ("auto", "disabled"):
-        raise type_error("truncation", "literal_error", "Input should be auto or disabled")
+        raise type_errors(literal_fault("truncation", "auto", "disabled"))
     if fields.get("truncation") == "auto":
         # The beginning of the prompt goes, so that there is room for the answer.
         room = asked.model.max_model_len - max(wanted or 1, 1)
@@ -181,7 +192,7 @@ def _decode_format(fields: Mapping[str, Any]) -> dict[str, Any] | None:
         return {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
     if kind in ("text", "json_object"):
         return {"type": kind} if kind == "json_object" else None
-    raise type_error("text.format.type", "literal_error", "Input should be text, json_object or json_schema")
+    raise type_errors(literal_fault("text.format.type", "text", "json_object", "json_schema"))
 
 
 def _decode_tools(fields: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -34,7 +34,6 @@ from .fields import (
 if TYPE_CHECKING:
     from ..text import Tokenizer
 
-MAX_STOP_STRINGS: Final = 4
 MAX_LOGPROBS: Final = 20
 MAX_N: Final = 16384
 _MIN_TEMPERATURE: Final = 0.01  # vLLM raises anything between 0 and this, for numerical reasons
@@ -59,7 +58,7 @@ def decode_sampling(
     logprobs: int | None,
     prompt_logprobs: int | None = None,
     logprob_token_ids: tuple[int, ...] = (),
-    max_stop_strings: int = MAX_STOP_STRINGS,
+    max_stop_strings: int,
 ) -> SamplingParams:
     """The sampling parameters of a request. `max_tokens` and the log probabilities differ by endpoint and come decoded.
 

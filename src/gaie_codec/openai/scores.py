@@ -1,7 +1,7 @@
 """`/v1/score` and `/v1/rerank`, as vLLM answers them for a model that embeds: how alike two texts are is the cosine of their vectors.
 
-Each text is embedded once, by a call of its own. Wires for models that judge a pair of texts at once there are none, but where JSON is
-passed through.
+Each text is embedded once, by a call of its own. No wire is for models that judge a pair of texts at once, but where JSON is passed
+through.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import msgspec
 
 from .._errors import MalformedRequestError, UnsupportedFieldError, UsageError
 from .._events import Usage
-from .embeddings import Vectors, encode_usage, unknown
+from . import policy
+from .embeddings import Vectors, encode_usage
 from .endpoint import Asked, Decoded, ResponseMeta
 from .fields import decode_json_object, int_field, type_error
-from .inputs import check_count, decode_embedded_model, encode_inputs, make_requests, refuse
+from .inputs import check_count, decode_embedded_model, encode_inputs, make_requests
 
 SCORE_PATHS: Final = ("/v1/score", "/score")
 RERANK_PATHS: Final = ("/v1/rerank", "/rerank", "/v2/rerank")
@@ -91,13 +92,13 @@ def decode_rerank(body: bytes, asked: Asked) -> Decoded:
 def _decoded(fields: Mapping[str, Any], asked: Asked, texts: list[str], options: ScoreOptions, read: frozenset[str]) -> Decoded:
     if asked.tokenizer is None:
         raise UsageError("a text has to be tokenized, and there is no tokenizer")
-    refuse(fields, REFUSED)
+    lost = policy.refuse_values(fields, REFUSED, drops=asked.drops)
     given, name = decode_embedded_model(fields, asked)
     shared = {key: value for key, value in fields.items() if key != "add_special_tokens"}
     prompts = encode_inputs(shared, texts, "documents", asked, asked.tokenizer)
     request_id, requests, ignored = make_requests(fields, prompts, asked, name=name, prefix=ID_PREFIX)
     options = msgspec.structs.replace(options, id=request_id, model=given or requests[0].model)
-    return Decoded(prompts=requests, options=options, ignored=(*ignored, *unknown(fields, read | REFUSED.keys())))
+    return Decoded(prompts=requests, options=options, ignored=(*ignored, *lost, *policy.unknown(fields, read | REFUSED.keys())))
 
 
 def _texts(fields: Mapping[str, Any], name: str) -> list[str]:
@@ -132,7 +133,7 @@ class ScoreBody(Vectors):
 
 
 class RerankBody(ScoreBody):
-    """Vectors -> the documents by their likeness to the query, the likest first."""
+    """Vectors -> the documents, those that are most like the query first."""
 
     def close(self, usage: Usage) -> bytes:
         """The whole answer."""

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from .._errors import UnsupportedFieldError
+from . import policy
 from .endpoint import Asked
 from .fields import bool_field, decode_json_object, type_error
-from .inputs import check_ids, refuse, render_messages
-from .request import decode_model
+from .inputs import render_messages
+from .request import check_ids, decode_model
 from .tools import decode_tools, template_tools
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def encode_tokens(body: bytes, asked: Asked, tokenizer: Tokenizer) -> bytes:
             raise type_error("prompt", "string_type", "Input should be a valid string")
         special = bool_field(fields, "add_special_tokens", True)
     elif "messages" in fields:
-        refuse(fields, _REFUSED)
+        policy.refuse_values(fields, _REFUSED, drops=False)  # the answer has no place to say what was dropped
         text = render_messages(fields, tokenizer, add_generation_prompt=True, tools=template_tools(decode_tools(fields.get("tools"))))
         special = bool_field(fields, "add_special_tokens")
     else:
@@ -49,7 +50,7 @@ def encode_tokens(body: bytes, asked: Asked, tokenizer: Tokenizer) -> bytes:
     )
 
 
-def encode_text(body: bytes, asked: Asked, tokenizer: Tokenizer) -> bytes:
+def encode_prompt(body: bytes, asked: Asked, tokenizer: Tokenizer) -> bytes:
     """The answer to `/detokenize`. Raises RequestError."""
     fields = decode_json_object(body)
     decode_model(fields, asked)
