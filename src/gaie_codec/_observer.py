@@ -25,12 +25,12 @@ from ._state import State
 from ._tally import Tally
 from ._transcoder import Limits
 from .adapters.base import Adapter
-from .openai import passthrough
+from .openai import passthrough, passthrough_response
 from .openai.endpoint import Asked, ResponseMeta
 from .openai.passthrough import PassthroughOptions
 
 if TYPE_CHECKING:
-    from .openai.passthrough import PassthroughBody, PassthroughStream
+    from .openai.passthrough_response import PassthroughBody, PassthroughStream
 
 _META = ResponseMeta(id="", created=0)
 _NO_MODEL = ModelInfo()
@@ -113,7 +113,9 @@ class ObservedResponse:
         self.error: CodecError | None = None
         self._reader = CallReader(adapter, path, choices=n, is_streamed=request.stream, max_message_bytes=observer.limits.max_message_bytes)
         self._tallies = [Tally(index, adapter.counts) for index in range(n)]
-        self._body: PassthroughStream | PassthroughBody | None = None if options is None else passthrough.make_encoder(options, _META)
+        self._body: PassthroughStream | PassthroughBody | None = (
+            None if options is None else passthrough_response.make_encoder(options, _META)
+        )
 
     @property
     def state(self) -> State:

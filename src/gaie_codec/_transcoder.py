@@ -28,7 +28,7 @@ from ._outputs import Output, encode_json_response
 from .adapters.base import Adapter
 from .anthropic import ENDPOINTS as ANTHROPIC_ENDPOINTS
 from .openai import ENDPOINTS as OPENAI_ENDPOINTS
-from .openai import chat, passthrough, responses, sampling
+from .openai import chat, passthrough, passthrough_response, responses, sampling
 from .openai.endpoint import Asked, Decoded, Endpoint
 from .openai.flavors import FLAVORS, FlavorName
 from .text import formats
@@ -265,7 +265,7 @@ class Transcoder:
         inference = msgspec.structs.replace(decoded.prompts[0], trace_headers=told)
         message = way.encode_request(body, told).SerializeToString(deterministic=True)
         call = UpstreamCall(path=path, message=message, inference=inference, choices=1)
-        endpoint = Endpoint(path=route, decode_request=chat.decode_request, make_encoder=passthrough.make_encoder)
+        endpoint = Endpoint(path=route, decode_request=chat.decode_request, make_encoder=passthrough_response.make_encoder)
         return Call(self, endpoint, decoded.options, (inference,), (call,), decoded.ignored, is_passthrough=True)
 
 
