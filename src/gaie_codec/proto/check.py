@@ -198,11 +198,11 @@ def _to_do(
     if source is not None:
         renamed = [change.subject for change in changes if change.renamed_to]
         for word in dict.fromkeys(name.rpartition(".")[2] for name in (*broken, *renamed)):
-            if lines := source.lines(word):
-                yield f"{word}: see {source.path}:{', '.join(map(str, lines))}"
+            if places := source.places(word):
+                yield f"{word}: see {'; '.join(places)}"
         for name in unmapped:
-            lines = source.lines_near(name, candidate)
-            yield f"{name}: read or write it{f' near {source.path}:{lines[0]}' if lines else ''}, or list it as not read with the reason"
+            near = source.place_near(name, candidate)
+            yield f"{name}: read or write it{f' near {near}' if near else ''}, or list it as not read with the reason"
     if broken:
         yield "Meaning changed: ask the descriptors (`snapshot.has_field`) so that old snapshots keep working; fork only if that fails."
     yield f"Vendor it: {_vendor_command(candidate)}"
@@ -217,26 +217,32 @@ def _vendor_command(candidate: Candidate) -> str:
 
 
 class _Source:
-    """The text of an adapter's module."""
+    """The text of an adapter's modules: that of its requests, and that of its answers."""
 
     def __init__(self, adapter: Adapter) -> None:
-        module = sys.modules[adapter.encode_request.__module__]
-        file = Path(inspect.getsourcefile(module) or "")
-        parts = file.parts
-        self.path = "/".join(parts[parts.index("src") :]) if "src" in parts else str(file)
-        self._lines = file.read_text().splitlines() if file.is_file() else []
+        self._lines: dict[str, list[str]] = {}
+        for function in (adapter.encode_request, adapter.decode_response):
+            file = Path(inspect.getsourcefile(sys.modules[function.__module__]) or "")
+            parts = file.parts
+            path = "/".join(parts[parts.index("src") :]) if "src" in parts else str(file)
+            self._lines[path] = file.read_text().splitlines() if file.is_file() else []
 
-    def lines(self, word: str) -> list[int]:
-        """Where a name is used, the first few."""
+    def places(self, word: str) -> list[str]:
+        """Where a name is used: of each module the first few lines."""
         pattern = re.compile(rf"\.{re.escape(word)}\b")
-        return [number for number, line in enumerate(self._lines, 1) if pattern.search(line)][:4]
+        found = []
+        for path, lines in self._lines.items():
+            numbers = [str(number) for number, line in enumerate(lines, 1) if pattern.search(line)][:4]
+            if numbers:
+                found.append(f"{path}:{', '.join(numbers)}")
+        return found
 
-    def lines_near(self, name: str, candidate: Candidate) -> list[int]:
-        """Where the fields just before it in the message are used."""
+    def place_near(self, name: str, candidate: Candidate) -> str:
+        """Where the fields just before it in the message are used, "" if nowhere."""
         message, _, field = name.rpartition(".")
         try:
             fields = [one.name for one in candidate.snapshot.message(message).DESCRIPTOR.fields]
         except UsageError:
-            return []
+            return ""
         before = fields[: fields.index(field)] if field in fields else fields
-        return next((lines for one in reversed(before) if (lines := self.lines(one))), [])
+        return next((places[0].partition(",")[0] for one in reversed(before) if (places := self.places(one))), "")
