@@ -183,6 +183,17 @@ def test_reasoning_is_tokenized_where_its_tokens_are_not_known() -> None:
     assert parsed.reasoning_tokens == sum(len(MODEL.encode(character, add_special_tokens=False)) for character in "Hello, world")
 
 
+def test_reasoning_is_counted_by_ids_or_by_text_and_never_by_both() -> None:
+    """The per-token path of servers that send text, sglang.api's, sees no ids; the first and the last message have them."""
+    parsed = stage(MODEL, reasoning_start="<think>", reasoning_ends=("</think>", "<tool_call>"), begins_inside=True)
+    parsed.receive(Delta(0, "(a", token_ids=MODEL.encode("a", add_special_tokens=False)))
+    assert parsed.reasoning_tokens == 1
+    parsed.counts_text = True
+    parsed.feed("b")
+    parsed.receive(Delta(0, "c)", token_ids=[*MODEL.encode("c", add_special_tokens=False), *END]))
+    assert parsed.reasoning_tokens == 3
+
+
 @given(st.text("(a)[b|]", max_size=30), st.lists(st.integers(0, 30), max_size=4))
 def test_any_cut_gives_the_same(text: str, cuts: list[int]) -> None:
     def fold(pieces: list[str]):

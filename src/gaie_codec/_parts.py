@@ -130,8 +130,10 @@ class PartsStage:
     def receive(self, delta: Delta) -> list[Delta]:
         """What the delta is made of. The last one has its finish; without any text it is a delta of its own."""
         token_ids = delta.token_ids
-        counts_text, self.counts_text = self.counts_text, self.counts_text or not token_ids
-        self.count(token_ids)
+        counts_text = self.counts_text
+        if not counts_text:
+            self.count(token_ids)
+            self.counts_text = not token_ids
         takes_ids = self.takes_ids and bool(token_ids)
         if takes_ids:
             self.counts_text = False

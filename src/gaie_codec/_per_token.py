@@ -93,8 +93,6 @@ def plain_text(
     reader: CallReader, choices: Sequence[TextChoice], encode: Callable[[int, str], bytes], first_index: int, stages: Sequence[PartsStage]
 ) -> Plain:
     """For a server that sends pieces of text."""
-    for stage in stages:
-        stage.counts_text = True
     parse, decode = reader.parse, reader.adapter.decode_text
     receive = [choice.receive_plain for choice in choices]
     count = len(receive)
@@ -107,6 +105,8 @@ def plain_text(
             return None
         if piece is None or piece[0] >= count:
             return None
+        if stages:
+            stages[piece[0]].counts_text = True  # from here on: this path sees no ids
         text = receive[piece[0]](piece[1], piece[2])
         if text:
             return encode(first_index + piece[0], text)
