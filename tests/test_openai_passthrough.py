@@ -53,6 +53,22 @@ def refused(kind=RequestError, **how):
     return caught.value
 
 
+@pytest.mark.parametrize("path", BODIES)
+def test_a_model_may_be_named_wherever_it_is_right(path):
+    told = ModelInfo(served_model_name="m", lora_adapters={"l": "x"})
+    call = ask(path, told=told, model="m")
+    assert (call.inference.model, call.dropped) == ("m", ())
+    assert refused(ModelNotFoundError, path=path, told=told, model="other").param == "model"
+    if path.endswith("rerank"):  # whose body has no place for it
+        assert refused(UnsupportedFieldError, path=path, told=told, model="m:l").param == "model"
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/tokenize"])
+def test_what_is_no_pass_through_needs_a_tokenizer(path):
+    with pytest.raises(UnsupportedEndpointError, match="needs a tokenizer"):
+        NEW.request("POST", path, (), b"{}", request_id="r")
+
+
 def wire(call, *pieces):
     """Frames of the method that was called: JSON values or bytes, with (status, is_last) where they are not (None, False)."""
     way = call.transcoder.passthrough

@@ -165,6 +165,8 @@ class Transcoder:
         if body_path is None and (endpoint is None or self.tokenizer is None):
             responses.check_stored(route)
             known = "is not supported" if route in _OTHER_PATHS or route in ENDPOINTS or route in _local.PATHS else "does not exist"
+            if self.tokenizer is None and (endpoint is not None or route in _local.POST_PATHS):
+                known = "needs a tokenizer here (--tokenizer)"
             there = (*self.paths, *(_local.POST_PATHS if self.tokenizer is not None else ()))
             raise UnsupportedEndpointError(f"Not Found: the endpoint {route[:100]!r} {known}; there is {', '.join(there)}")
         if method != "POST":

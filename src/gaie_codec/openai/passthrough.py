@@ -100,7 +100,7 @@ def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] |
     lost = [
         name
         for name, value in fields.items()
-        if name in _VLLM_FIELDS and name not in known and not _asks_nothing(kind, name, value, fields)
+        if name in _VLLM_FIELDS and name not in known and name != "model" and not _asks_nothing(kind, name, value, fields)
     ]
     if lost and not drops:
         raise UnsupportedFieldError(f"`{lost[0]}` is not known to this model server, which would pass over it", param=lost[0])
@@ -108,6 +108,8 @@ def decode_request(kind: str, body: bytes, asked: Asked, known: frozenset[str] |
         raise UnsupportedFieldError("this model server answers with floats or base64, not with bytes", param="encoding_format")
     model = asked.model
     name, lora_name = _decode_model(fields, asked)
+    if lora_name and "model" not in known:  # clients name the model for the gateway's sake too, and that name is checked here
+        raise UnsupportedFieldError("this model server takes no adapter for such a request", param="model")
     stream = bool_field(fields, "stream") if kind in GENERATES else False
     params = SamplingParams()
     if kind in GENERATES:
