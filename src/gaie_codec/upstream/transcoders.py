@@ -115,7 +115,7 @@ class Transcoders:
             flavor=options.flavor,
         )
         self._made.add(made)
-        if made.passthrough is None:
+        if tokenizer is not None:
             kinds = [kind.name if kind is not None else "none" for kind in (made.tool_format, made.reasoning_format)]
             _log.info("%s: tool-call parser %s, reasoning parser %s", ", ".join(model.names) or adapter.dialect, *kinds)
         return made
