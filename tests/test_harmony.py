@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from gaie_codec import MalformedRequestError, UsageError
 from gaie_codec.text import BrokenToolCall, Content, Reasoning, ToolCall
 from gaie_codec.text.formats import TOOL_FORMATS, choose_reasoning_format, choose_tool_format, constrain, constrain_answer, make_parser
-from gaie_codec.text.formats._harmony import answer_tag, call_tag, json_format
+from gaie_codec.text.formats._harmony import answer_tag, call_tag
+from gaie_codec.text.formats._tag_formats import json_of
 from gaie_codec.text.harmony import END, START, STOP_TOKEN_IDS, HarmonyParser, harmony_encoding
 from gaie_codec.text.harmony_prompts import HarmonyTokenizer
 
@@ -288,7 +289,7 @@ def test_stop_token_ids_are_those_of_the_library():
     assert sorted(STOP_TOKEN_IDS) == sorted(harmony_encoding().stop_tokens_for_assistant_actions())
 
 
-ARGUMENTS = [("f", json_format({"type": "object"})), ("g", json_format(True))]
+ARGUMENTS = [("f", json_of({"type": "object"})), ("g", json_of(True))]
 STRUCTURES = {"structures": [{"begin": "<a>", "schema": {"type": "object"}, "end": "</a>"}], "triggers": ["<a"]}
 CONSTRAINTS = {"json_object": "", "regex": "a", "choice": ("a", "b"), "grammar": 'root ::= "a"', "structural_tag": json.dumps(STRUCTURES)}
 

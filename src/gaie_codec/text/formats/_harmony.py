@@ -1,19 +1,19 @@
 """gpt-oss in the table of formats: its parser, by a library that is an extra, and the structural tags that hold its answers to something.
 
 A constraint of a gpt-oss answer has to allow for the channels: what a client wants of the answer is held to in the final message, after an
-analysis. The tags are those of vLLM's `parser/harmony.py`, every default written out.
+analysis. The tags are those of vLLM's `parser/harmony.py`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ..._errors import UsageError
 from .. import OutputParser
+from ._tag_formats import Json, any_text, constant, in_text, json_of, one_of, sequence, structural_tag, tag
 
-_Json = dict[str, Any]
 _JSON_TYPES: Final = (" json", " <|constrain|>json")
 # "" is what ends an answer: the tokens for it are no part of a grammar.
 _ENDS: Final = ("<|end|>", "")
@@ -29,84 +29,53 @@ def harmony_parser(*, parallel: bool = True) -> OutputParser:
     return HarmonyParser(parallel=parallel)
 
 
-def call_tag(functions: Sequence[tuple[str, Mapping[str, Any]]], choice: str) -> str:
+def call_tag(functions: Sequence[tuple[str, Json]], choice: str) -> str:
     """The JSON text of a structural tag for an answer that calls one of these functions, each with the format of its arguments.
 
     With `choice` "auto" it may be a final message instead.
     """
     tags = [
-        _tag(begin.format(name=name, channel=channel) + content_type + "<|message|>", arguments, _ENDS)
+        tag(begin.format(name=name, channel=channel) + content_type + "<|message|>", arguments, [*_ENDS])
         for name, arguments in functions
         for begin in (" to=functions.{name}{channel}", "{channel} to=functions.{name}")
         for content_type in _JSON_TYPES
         for channel in _CHANNELS
     ]
     if choice == "auto":
-        tags += [_tag(f"<|channel|>final{content_type}<|message|>", _any_text(), _ENDS) for content_type in (*_JSON_TYPES, "")]
-    return _structural_tag(_optional("analysis"), _optional("commentary"), {"type": "or", "elements": tags})
+        tags += _final(any_text(), *_JSON_TYPES, "")
+    return structural_tag(sequence(_optional("analysis"), _optional("commentary"), one_of(tags)))
 
 
 def answer_tag(kind: str, value: Any) -> str:
     """The JSON text of a structural tag that holds the final message to a constraint of this kind, by the names of `Constraint`."""
     content = _content(kind, value)
     if kind in ("json_schema", "json_object"):
-        tags = [_tag(f"<|channel|>final{content_type}<|message|>", content, _ENDS) for content_type in _JSON_TYPES]
-        return _structural_tag(_optional("analysis"), {"type": "or", "elements": tags})
-    return _structural_tag(_optional("analysis"), _tag("<|channel|>final<|message|>", content, _ENDS))
+        return structural_tag(sequence(_optional("analysis"), one_of(_final(content, *_JSON_TYPES))))
+    return structural_tag(sequence(_optional("analysis"), *_final(content, "")))
 
 
-def _content(kind: str, value: Any) -> _Json:
+def _final(content: Json, *content_types: str) -> list[Json]:
+    """The final message, with each of these types in its header."""
+    return [tag(f"<|channel|>final{content_type}<|message|>", content, [*_ENDS]) for content_type in content_types]
+
+
+def _content(kind: str, value: Any) -> Json:
     if kind == "json_object":
-        return json_format({"type": "object"})
+        return json_of({"type": "object"})
     if kind == "json_schema":
-        return json_format(json.loads(value) if isinstance(value, str) else value)
+        return json_of(json.loads(value) if isinstance(value, str) else value)
     if kind == "regex":
         return {"type": "regex", "pattern": value}
     if kind == "choice":
-        return {"type": "or", "elements": [{"type": "const_string", "value": text} for text in value]}
+        return one_of([constant(text) for text in value])
     if kind == "grammar":
         return {"type": "grammar", "grammar": value}
-    tag = json.loads(value)
-    if "structures" not in tag:
-        return dict(tag["format"])
-    tags = [_tag(one["begin"], json_format(one["schema"]), one["end"]) for one in tag["structures"]]
-    return {
-        "type": "triggered_tags",
-        "triggers": tag["triggers"],
-        "tags": tags,
-        "at_least_one": False,
-        "stop_after_first": False,
-        "excludes": [],
-    }
+    whole = json.loads(value)
+    if "structures" not in whole:
+        return dict(whole["format"])
+    return in_text(whole["triggers"], [tag(one["begin"], json_of(one["schema"]), one["end"]) for one in whole["structures"]])
 
 
-def json_format(schema: Any) -> _Json:
-    """JSON of this schema, as a format of xgrammar's."""
-    return {
-        "type": "json_schema",
-        "json_schema": schema,
-        "style": "json",
-        "any_order": False,
-        "max_whitespace_cnt": None,
-        "excludes": [],
-    }
-
-
-def _any_text() -> _Json:
-    return {"type": "any_text", "excludes": [], "max_tokens": None, "max_chars": None}
-
-
-def _tag(begin: str, content: Mapping[str, Any], end: str | Sequence[str]) -> _Json:
-    return {"type": "tag", "begin": begin, "content": content, "end": end if isinstance(end, str) else list(end)}
-
-
-def _optional(channel: str) -> _Json:
-    message = _tag(f"<|channel|>{channel}<|message|>", _any_text(), "<|end|>")
-    return {
-        "type": "optional",
-        "content": {"type": "sequence", "elements": [message, {"type": "const_string", "value": "<|start|>assistant"}]},
-    }
-
-
-def _structural_tag(*elements: _Json) -> str:
-    return json.dumps({"type": "structural_tag", "format": {"type": "sequence", "elements": list(elements)}})
+def _optional(channel: str) -> Json:
+    message = tag(f"<|channel|>{channel}<|message|>", any_text(), "<|end|>")
+    return {"type": "optional", "content": sequence(message, constant("<|start|>assistant"))}

@@ -1,7 +1,7 @@
 """What makes a model server constrain an answer to tool calls: xgrammar's structural tag, or else a JSON schema.
 
-The texts are what vLLM would send (observed for hermes), with every default written out, so that a server's cache of grammars serves
-both. A style is how one family's calls look to the grammar; its name is xgrammar's (`builtin_structural_tag`) or vLLM's own.
+The texts are what vLLM would send (observed for hermes), so that a server's cache of grammars serves both. A style is how one family's
+calls look to the grammar; its name is xgrammar's (`builtin_structural_tag`) or vLLM's own.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import msgspec
 
 from ._harmony import answer_tag, call_tag
 from ._reasoning_table import ReasoningFormat
+from ._tag_formats import Json, constant, in_a_row, in_text, json_of, sequence, structural_tag, tag
 from ._tool_table import ToolFormat
 
-_Json = dict[str, Any]
 _THINK: Final = ("<think>", "</think>")
 
 
@@ -110,7 +110,7 @@ def constrain(
             return None
         if tool_format.tag_style == "harmony":
             return "structural_tag", call_tag([(str(function.get("name")), _arguments(function)) for function in functions], kind)
-        return "structural_tag", json.dumps({"type": "structural_tag", "format": _format(_STYLES[tool_format.tag_style], functions, kind)})
+        return "structural_tag", structural_tag(_format(_STYLES[tool_format.tag_style], functions, kind))
     return None if kind == "auto" else ("json_schema", json.dumps(_parameters(functions[0]) if kind == "named" else _calls(functions)))
 
 
@@ -123,85 +123,49 @@ def constrain_answer(
     return None
 
 
-def _format(style: _Style, functions: Sequence[Mapping[str, Any]], kind: str) -> _Json:
+def _format(style: _Style, functions: Sequence[Mapping[str, Any]], kind: str) -> Json:
     tags = [_call_tag(style, function, call) for function in functions for call in style.calls]
     begin, end = style.section
     if kind == "auto":
         if begin:
-            tags = [_tag(begin, _in_a_row(tags, style.separator), end)]
+            tags = [tag(begin, in_a_row(tags, style.separator), end)]
         return _in_text(style, tags, at_least_one=False)
     is_named = kind == "named"
     if not begin:
         if style.repeats:
-            return _in_a_row(tags, style.separator, stop_after_first=is_named)
+            return in_a_row(tags, style.separator, stop_after_first=is_named)
         return tags[0] if is_named else _in_text(style, tags, at_least_one=True)
     if style.joins_section:
         if is_named:
             return tags[0] | {"begin": begin + tags[0]["begin"], "end": tags[0]["end"] + end}
-        return _tag(begin, _in_a_row(tags, style.separator), end)
-    calls = tags[0] if is_named else _in_a_row(tags, style.separator)
-    return _sequence(_text(style.before_section + begin), calls, _text(end))
+        return tag(begin, in_a_row(tags, style.separator), end)
+    calls = tags[0] if is_named else in_a_row(tags, style.separator)
+    return sequence(constant(style.before_section + begin), calls, constant(end))
 
 
-def _call_tag(style: _Style, function: Mapping[str, Any], call: tuple[str, str]) -> _Json:
+def _call_tag(style: _Style, function: Mapping[str, Any], call: tuple[str, str]) -> Json:
     content = _arguments(function, style.arguments)
     if style.numbered:
-        content = _sequence({"type": "regex", "pattern": r"\d+", "excludes": []}, _text(style.numbered), content)
-    return _tag(call[0].format(function.get("name")), content, call[1])
+        content = sequence({"type": "regex", "pattern": r"\d+", "excludes": []}, constant(style.numbered), content)
+    return tag(call[0].format(function.get("name")), content, call[1])
 
 
-def _arguments(function: Mapping[str, Any], written: str = "json") -> _Json:
+def _arguments(function: Mapping[str, Any], written: str = "json") -> Json:
     parameters = function.get("parameters") if function.get("strict") is True else None
-    return {
-        "type": "json_schema",
-        "json_schema": True if parameters is None else parameters,
-        "style": written,
-        "any_order": False,
-        "max_whitespace_cnt": None,
-        "excludes": [],
-    }
+    return json_of(True if parameters is None else parameters, written)
 
 
-def _tag(begin: str, content: _Json, end: str | list[str]) -> _Json:
-    return {"type": "tag", "begin": begin, "content": content, "end": end}
-
-
-def _text(value: str) -> _Json:
-    return {"type": "const_string", "value": value}
-
-
-def _sequence(*elements: _Json) -> _Json:
-    return {"type": "sequence", "elements": list(elements)}
-
-
-def _in_a_row(tags: Sequence[_Json], separator: str, *, stop_after_first: bool = False) -> _Json:
-    return {
-        "type": "tags_with_separator",
-        "tags": tags,
-        "separator": separator,
-        "at_least_one": True,
-        "stop_after_first": stop_after_first,
-    }
-
-
-def _in_text(style: _Style, tags: Sequence[_Json], *, at_least_one: bool) -> _Json:
-    return {
-        "type": "triggered_tags",
-        "triggers": [style.trigger or style.section[0]],
-        "tags": tags,
-        "at_least_one": at_least_one,
-        "stop_after_first": False,
-        "excludes": list(style.excludes),
-    }
+def _in_text(style: _Style, tags: Sequence[Json], *, at_least_one: bool) -> Json:
+    return in_text([style.trigger or style.section[0]], tags, at_least_one=at_least_one, excludes=style.excludes)
 
 
 def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
     return function.get("parameters") or {"type": "object", "properties": {}}
 
 
-def _calls(functions: Sequence[Mapping[str, Any]]) -> _Json:
+def _calls(functions: Sequence[Mapping[str, Any]]) -> Json:
     """The schema of an array of calls."""
-    shared: _Json = {}
+    shared: Json = {}
     items = []
     for function in functions:
         parameters = _parameters(function)
@@ -214,5 +178,5 @@ def _calls(functions: Sequence[Mapping[str, Any]]) -> _Json:
                 "required": ["name", "parameters"],
             }
         )
-    schema: _Json = {"type": "array", "minItems": 1, "items": {"type": "object", "anyOf": items}}
+    schema: Json = {"type": "array", "minItems": 1, "items": {"type": "object", "anyOf": items}}
     return schema | ({"$defs": shared} if shared else {})
