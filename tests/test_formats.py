@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaie_codec import UsageError
+from gaie_codec import MalformedRequestError, UsageError
 from gaie_codec.text import BrokenToolCall, Content, Reasoning, ToolCall
 from gaie_codec.text.formats import (
     REASONING_FORMATS,
@@ -504,3 +504,14 @@ def test_without_a_whole_call_all_text_is_content(case, required):
     whole = joined(parse([text], tools=tools, required=required))
     if not whole["calls"]:
         assert (whole["content"] or "") == text
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral"])
+def test_a_schema_that_cannot_be_written_is_refused(name):
+    deep = {}
+    for _ in range(5000):
+        deep = {"items": deep}
+    for schema in (deep, {"const": float("nan")}):
+        tools = [{"function": {"name": "f", "strict": True, "parameters": schema}}]
+        with pytest.raises(MalformedRequestError, match="nested too deeply"):
+            constrain(TOOL_FORMATS[name], tools, "required")

@@ -164,6 +164,19 @@ def test_constraints_leave_the_channels_open():
     assert "to=functions.f" in forced.value
 
 
+@pytest.mark.parametrize(
+    "tag", ["not json", "[1]", "{}", '{"format": 5}', '{"structures": 5}', '{"structures": [{"begin": "a"}]}', "[" * 5000]
+)
+def test_a_constraint_that_has_to_be_read_and_cannot_is_refused(tag):
+    with pytest.raises(MalformedRequestError, match="structural tag that the answer is to match is malformed"):
+        request(structured_outputs={"structural_tag": tag})
+
+
+def test_so_is_a_schema():
+    with pytest.raises(MalformedRequestError, match="JSON schema that the answer is to match is malformed"):
+        request(structured_outputs={"json": "{"})
+
+
 def test_a_prompt_that_is_too_long_is_not_rendered():
     with pytest.raises(MalformedRequestError, match="600000 characters"):
         request(messages=[{"role": "user", "content": "a" * 600_000}])

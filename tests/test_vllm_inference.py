@@ -196,6 +196,16 @@ def test_an_integer_that_a_struct_would_change_is_refused(number):
     assert caught.value.param == "kv_transfer_params"
 
 
+def test_levels_that_no_protobuf_parser_takes_are_refused():
+    text = '{"a":' * 31 + "{}" + "}" * 31
+    message = encoded(request=InferenceRequest(request_id="r", kv_transfer_params=text))
+    assert NEW.decode_request(NEW.request_type.FromString(message.SerializeToString())).kv_transfer_params == text
+    for deep in (f'{{"a":{text}}}', '{"a":' + "[" * 900 + "]" * 900 + "}"):
+        with pytest.raises(MalformedRequestError, match="32 levels") as caught:
+            encoded(request=InferenceRequest(request_id="r", kv_transfer_params=deep))
+        assert caught.value.param == "kv_transfer_params"
+
+
 @pytest.mark.parametrize(
     ("constraint", "field"),
     [

@@ -83,6 +83,7 @@ _POSITIVE_FLOAT = (2.0**-126, 2.0**127)
 _NO_TOP_K = 2**31 - 1  # no vocabulary is larger
 _KINDS = {"json_schema": "json"}  # where our name of a constraint differs
 _MODALITIES = ("", "image", "video", "audio")  # Modality
+_MAX_STRUCT_DEPTH = 32  # an object in a Struct is three messages in one another, of which protobuf parsers take 100
 
 
 def coder(snapshot: Snapshot, request_type: Any, *, sends_stops: bool) -> RequestCoder:
@@ -297,13 +298,17 @@ def _decode_params(text: str, name: str) -> dict[str, Any]:
         value = msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
         raise MalformedRequestError(f"{name} is not a JSON object", param=name) from None
-    _check_doubles(value, name)
+    _check_struct(value, name, _MAX_STRUCT_DEPTH)
     return value
 
 
-def _check_doubles(value: Any, name: str) -> None:
-    """Raise MalformedRequestError for an integer that would change in a Struct, whose numbers are doubles."""
+def _check_struct(value: Any, name: str, levels: int) -> None:
+    """Raise MalformedRequestError for an integer that would change in a Struct, whose numbers are doubles, and for too many levels."""
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise MalformedRequestError("an integer of more than 53 bits cannot be sent to this model server", param=name)
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_doubles(item, name)
+    if not isinstance(value, dict | list):
+        return
+    if not levels:
+        raise MalformedRequestError(f"more than {_MAX_STRUCT_DEPTH} levels cannot be sent to this model server", param=name)
+    for item in value.values() if isinstance(value, dict) else value:
+        _check_struct(item, name, levels - 1)

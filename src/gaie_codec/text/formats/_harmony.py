@@ -6,11 +6,12 @@ analysis. The tags are those of vLLM's `parser/harmony.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ..._errors import UsageError
+import msgspec
+
+from ..._errors import MalformedRequestError, UsageError
 from .. import OutputParser
 from ._tag_formats import Json, any_text, constant, in_text, json_of, one_of, sequence, structural_tag, tag
 
@@ -18,6 +19,20 @@ _JSON_TYPES: Final = (" json", " <|constrain|>json")
 # "" is what ends an answer: the tokens for it are no part of a grammar.
 _ENDS: Final = ("<|end|>", "")
 _CHANNELS: Final = ("<|channel|>commentary", "<|channel|>analysis", "<|channel|>final")
+
+
+class _Structure(msgspec.Struct):
+    begin: str
+    end: str
+    schema: Any = None
+
+
+class _Tag(msgspec.Struct):
+    """A structural tag in either form of it."""
+
+    format: Json | None = None
+    structures: list[_Structure] | None = None
+    triggers: list[str] = []
 
 
 def harmony_parser(*, parallel: bool = True) -> OutputParser:
@@ -47,7 +62,10 @@ def call_tag(functions: Sequence[tuple[str, Json]], choice: str) -> str:
 
 
 def answer_tag(kind: str, value: Any) -> str:
-    """The JSON text of a structural tag that holds the final message to a constraint of this kind, by the names of `Constraint`."""
+    """The JSON text of a structural tag that holds the final message to a constraint of this kind, by the names of `Constraint`.
+
+    Raises MalformedRequestError for a schema or tag that is none.
+    """
     content = _content(kind, value)
     if kind in ("json_schema", "json_object"):
         return structural_tag(sequence(_optional("analysis"), one_of(_final(content, *_JSON_TYPES))))
@@ -63,17 +81,30 @@ def _content(kind: str, value: Any) -> Json:
     if kind == "json_object":
         return json_of({"type": "object"})
     if kind == "json_schema":
-        return json_of(json.loads(value) if isinstance(value, str) else value)
+        return json_of(_decode(value, Any, "JSON schema"))
     if kind == "regex":
         return {"type": "regex", "pattern": value}
     if kind == "choice":
         return one_of([constant(text) for text in value])
     if kind == "grammar":
         return {"type": "grammar", "grammar": value}
-    whole = json.loads(value)
-    if "structures" not in whole:
-        return dict(whole["format"])
-    return in_text(whole["triggers"], [tag(one["begin"], json_of(one["schema"]), one["end"]) for one in whole["structures"]])
+    whole: _Tag = _decode(value, _Tag, "structural tag")
+    if whole.structures is not None:
+        return in_text(whole.triggers, [tag(one.begin, json_of(one.schema), one.end) for one in whole.structures])
+    if whole.format is None:
+        raise _malformed("structural tag")
+    return whole.format
+
+
+def _decode(text: str, form: Any, what: str) -> Any:
+    try:
+        return msgspec.json.decode(text, type=form)
+    except (msgspec.DecodeError, RecursionError):
+        raise _malformed(what) from None
+
+
+def _malformed(what: str) -> MalformedRequestError:
+    return MalformedRequestError(f"The {what} that the answer is to match is malformed.")
 
 
 def _optional(channel: str) -> Json:

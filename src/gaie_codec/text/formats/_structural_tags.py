@@ -6,7 +6,6 @@ calls look to the grammar; its name is xgrammar's (`builtin_structural_tag`) or 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -14,7 +13,7 @@ import msgspec
 
 from ._harmony import answer_tag, call_tag
 from ._reasoning_table import ReasoningFormat
-from ._tag_formats import Json, constant, in_a_row, in_text, json_of, sequence, structural_tag, tag
+from ._tag_formats import Json, constant, in_a_row, in_text, json_of, json_text, sequence, structural_tag, tag
 from ._tool_table import ToolFormat
 
 _THINK: Final = ("<think>", "</think>")
@@ -98,7 +97,8 @@ def constrain(
 ) -> tuple[Literal["structural_tag", "json_schema"], str] | None:
     """What the output is held to for a tool choice of this kind ("auto", "required", or "named"); None for nothing.
 
-    With "auto" only tools that are `strict` ask for it, and the arguments of other tools stay free, as in vLLM.
+    With "auto" only tools that are `strict` ask for it, and the arguments of other tools stay free, as in vLLM. Raises
+    MalformedRequestError for schemas that cannot be sent.
     """
     functions = [tool.get("function") or {} for tool in tools]
     if kind == "named":
@@ -111,13 +111,16 @@ def constrain(
         if tool_format.tag_style == "harmony":
             return "structural_tag", call_tag([(str(function.get("name")), _arguments(function)) for function in functions], kind)
         return "structural_tag", structural_tag(_format(_STYLES[tool_format.tag_style], functions, kind))
-    return None if kind == "auto" else ("json_schema", json.dumps(_parameters(functions[0]) if kind == "named" else _calls(functions)))
+    return None if kind == "auto" else ("json_schema", json_text(_parameters(functions[0]) if kind == "named" else _calls(functions)))
 
 
 def constrain_answer(
     tool_format: ToolFormat | None, reasoning_format: ReasoningFormat | None, kind: str, value: str | Sequence[str]
 ) -> tuple[Literal["structural_tag"], str] | None:
-    """What to hold the output to so that the answer in it matches a constraint of this kind; None for the constraint itself."""
+    """What to hold the output to so that the answer in it matches a constraint of this kind; None for the constraint itself.
+
+    Raises MalformedRequestError for a constraint that has to be read for that, and cannot.
+    """
     if any(row is not None and row.name == "harmony" for row in (tool_format, reasoning_format)):
         return "structural_tag", answer_tag(kind, value)
     return None

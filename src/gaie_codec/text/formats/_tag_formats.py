@@ -6,12 +6,22 @@ import json
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from ..._errors import MalformedRequestError
+
 Json: TypeAlias = dict[str, Any]
 
 
 def structural_tag(content: Json) -> str:
     """The whole, as JSON text."""
-    return json.dumps({"type": "structural_tag", "format": content})
+    return json_text({"type": "structural_tag", "format": content})
+
+
+def json_text(value: Any) -> str:
+    """The text by which servers cache. Raises MalformedRequestError for a client's schema that JSON or the stack has no room for."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise MalformedRequestError("A JSON schema is nested too deeply, or has a number that is infinite or none.") from None
 
 
 def tag(begin: str, content: Json, end: str | list[str]) -> Json:
