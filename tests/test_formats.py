@@ -515,3 +515,44 @@ def test_a_schema_that_cannot_be_written_is_refused(name):
         tools = [{"function": {"name": "f", "strict": True, "parameters": schema}}]
         with pytest.raises(MalformedRequestError, match="nested too deeply"):
             constrain(TOOL_FORMATS[name], tools, "required")
+
+
+def tagged(value):
+    return f"<tool_call><function=f><parameter=a>{value}</parameter></function></tool_call>"
+
+
+def of_type(schema):
+    return [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}}]
+
+
+@pytest.mark.parametrize(
+    ("value", "arguments"),
+    [
+        (f"[{'1' * 5000}]", f'{{"a": [{"1" * 5000}]}}'),  # more digits than Python makes an int of
+        ("[1e999,1.10]", '{"a": [1e999, 1.10]}'),
+        ('["\\ud800", "\\u00e9"]', '{"a": ["\\ud800", "é"]}'),
+        ("[" * 3000 + "]" * 3000, f'{{"a": "{"[" * 3000}{"]" * 3000}"}}'),
+    ],
+)
+def test_an_array_is_passed_on_whatever_python_would_make_of_it(value, arguments):
+    (call,) = parse([tagged(value)], tools="qwen3_coder", definitions=of_type({"type": "array"}))
+    assert call.arguments == arguments
+
+
+def test_schemas_in_schemas_are_followed_so_far_and_no_further():
+    schema = {"type": "integer"}
+    for _ in range(20):
+        schema = {"anyOf": [schema]}
+    (call,) = parse([tagged("1")], tools="qwen3_coder", definitions=of_type(schema))
+    assert call.arguments == '{"a": 1}'
+    for _ in range(3000):
+        schema = {"anyOf": [schema]}
+    (call,) = parse([tagged("1")], tools="qwen3_coder", definitions=of_type(schema))
+    assert call.arguments == '{"a": "1"}'
+
+
+def test_half_of_a_surrogate_pair_is_no_text():
+    text = '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'
+    assert parse([text], tools="hermes") == [Content(text)]
+    (call,) = parse(['<tool_call>{"name": "f", "arguments": "{\\"a\\": \\"\\ud800\\"}"}</tool_call>'], tools="hermes")
+    assert call.arguments == '{"a": "\\ud800"}'

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from ._json_text import decode, dump
+from ._json_text import decode, dump, rewritten
 from ._reader import MalformedCallError
 from ._writer import Writer
 
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9]\d*)")
+_DEEPEST: Final = 64  # schemas in schemas
 _ORDER: Final = ("null", "integer", "number", "boolean", "object", "array")  # in which a value is tried as one of several types
 
 
@@ -60,20 +60,44 @@ class ArgumentsWriter:
         self._writer.end_call()
 
 
-def schemas_of(definitions: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
-    """The schemas of a function's arguments by name."""
-    for definition in definitions:
-        function = definition.get("function")
-        if isinstance(function, Mapping) and function.get("name") == name:
-            parameters = function.get("parameters")
-            properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-            return properties if isinstance(properties, Mapping) else {}
-    return {}
+class Schemas:
+    """The types of arguments, by the definitions of a request's tools. Each is looked for once: both lists can be long."""
+
+    __slots__ = ("_definitions", "_properties", "_types")
+
+    def __init__(self, definitions: Sequence[Mapping[str, Any]]) -> None:
+        self._definitions = definitions
+        self._properties: dict[str, Mapping[str, Any]] | None = None
+        self._types: dict[tuple[str, str], frozenset[str]] = {}
+
+    def types(self, function: str, argument: str) -> frozenset[str]:
+        """The JSON types that the argument may have; none if nothing says."""
+        if self._properties is None:
+            self._properties = {}
+            for definition in self._definitions:
+                self._properties.setdefault(*_properties_of(definition))
+        schemas = self._properties.get(function)
+        if schemas is None or argument not in schemas:
+            return frozenset()
+        types = self._types.get((function, argument))
+        if types is None:
+            types = self._types[function, argument] = types_of(schemas[argument])
+        return types
 
 
-def types_of(schema: object) -> frozenset[str]:
-    """The JSON types that a schema lets a value have; none if it does not say."""
-    if not isinstance(schema, Mapping):
+def _properties_of(definition: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """A function's name and the schemas of its arguments."""
+    function = definition.get("function")
+    if not isinstance(function, Mapping):
+        return "", {}
+    parameters = function.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+    return str(function.get("name")), properties if isinstance(properties, Mapping) else {}
+
+
+def types_of(schema: object, depth: int = 0) -> frozenset[str]:
+    """The JSON types that a schema lets a value have; none if it does not say, or only far down."""
+    if not isinstance(schema, Mapping) or depth > _DEEPEST:
         return frozenset()
     declared = schema.get("type")
     if isinstance(declared, str):
@@ -83,7 +107,7 @@ def types_of(schema: object) -> frozenset[str]:
     for key in ("anyOf", "oneOf"):
         choices = schema.get(key)
         if isinstance(choices, list):
-            return frozenset().union(*map(types_of, choices))
+            return frozenset().union(*(types_of(choice, depth + 1) for choice in choices))
     values = schema.get("enum")
     if isinstance(values, list):
         return frozenset(map(_type_of, values))
@@ -116,7 +140,7 @@ def _as(text: str, kind: str) -> str:
         value = decode(text)
     except MalformedCallError:
         return ""
-    return dump(json.loads(text)) if isinstance(value, dict if kind == "object" else list) else ""
+    return rewritten(text) if isinstance(value, dict if kind == "object" else list) else ""
 
 
 def _type_of(value: object) -> str:

@@ -37,6 +37,10 @@ def string(reader: Reader) -> Steps[str]:
         yield from reader.fail()
     yield from _scan(reader, pieces.append)
     value: str = decode("".join(pieces))
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which is no text
+        raise MalformedCallError from None
     return value
 
 
@@ -82,7 +86,8 @@ def arguments(reader: Reader, sink: Sink) -> Steps[None]:
     if decoded is None:
         sink("{}")
     elif isinstance(decoded, str) and first == '"' and isinstance(decode(decoded), dict):
-        sink(decoded.strip(SPACE))
+        # Half of a surrogate pair was an escape, and can be nothing else.
+        sink(decoded.strip(SPACE).encode(errors="backslashreplace").decode())
     else:
         raise MalformedCallError
 
@@ -179,6 +184,13 @@ class Rewriter:
                 out.append(found + " ")
         if any(out):
             self._sink("".join(out))
+
+
+def rewritten(text: str) -> str:
+    """A whole object or array as the Rewriter passes it on."""
+    pieces: list[str] = []
+    Rewriter(pieces.append)(text)
+    return "".join(pieces)
 
 
 _REWRITTEN: Final = re.compile(r'[",:]|[ \t\r\n]+')

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import OutputParser, Part
+from ._arguments import Schemas
 from ._harmony import harmony_parser
 from ._json_calls import bare_arguments, json_calls
 from ._layouts import BareArguments, HarmonyMessages, JsonCalls, Layout, NamedCalls, PythonCalls, TaggedCalls
@@ -44,7 +45,7 @@ def make_parser(
 
 
 class _Parser:
-    __slots__ = ("_definitions", "_reader", "_steps", "_writer")
+    __slots__ = ("_reader", "_schemas", "_steps", "_writer")
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class _Parser:
     ) -> None:
         self._reader = Reader()
         self._writer = Writer(self._reader, parallel=parallel)
-        self._definitions = definitions
+        self._schemas = Schemas(definitions)
         self._steps: Steps[None] | None = self._run(layout, reasoning, begins_inside=begins_inside)
 
     def feed(self, text: str) -> Sequence[Part]:
@@ -141,7 +142,7 @@ class _Parser:
         if isinstance(layout, PythonCalls):
             return python_calls(reader, writer, layout)
         assert isinstance(layout, TaggedCalls)
-        return tagged_calls(reader, writer, layout, marker, self._definitions)
+        return tagged_calls(reader, writer, layout, marker, self._schemas)
 
 
 def _discard(text: str) -> None:

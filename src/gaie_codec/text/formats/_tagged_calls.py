@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
-from ._arguments import ArgumentsWriter, is_text, schemas_of, typed, types_of
+from ._arguments import ArgumentsWriter, Schemas, is_text, typed
 from ._json_text import decode
 from ._layouts import TaggedCalls
 from ._reader import MalformedCallError, Reader, Sink, Steps, markers_of
 from ._writer import Writer
 
 _SPACE_OR_MARKUP: Final = frozenset(' \t\r\n<{"')
-Definitions = Sequence[Mapping[str, Any]]
 
 
-def tagged_calls(reader: Reader, writer: Writer, layout: TaggedCalls, marker: str, definitions: Definitions) -> Steps[None]:
+def tagged_calls(reader: Reader, writer: Writer, layout: TaggedCalls, marker: str, schemas: Schemas) -> Steps[None]:
     """The calls after a marker."""
     is_begun = not layout.call or marker == layout.call
     while True:
@@ -27,13 +25,13 @@ def tagged_calls(reader: Reader, writer: Writer, layout: TaggedCalls, marker: st
                 return
             if not writer.has_begun:
                 writer.begin_call(layout.call)
-        yield from _call(reader, writer, layout, definitions)
+        yield from _call(reader, writer, layout, schemas)
         if not layout.call:
             return
         is_begun = False
 
 
-def _call(reader: Reader, writer: Writer, layout: TaggedCalls, definitions: Definitions) -> Steps[None]:
+def _call(reader: Reader, writer: Writer, layout: TaggedCalls, schemas: Schemas) -> Steps[None]:
     pieces: list[str] = []
     ends = (layout.name_end,) if layout.name_end else (layout.argument, layout.call_end)
     marker = yield from reader.within(markers_of(*ends), pieces.append)
@@ -42,11 +40,10 @@ def _call(reader: Reader, writer: Writer, layout: TaggedCalls, definitions: Defi
         raise MalformedCallError
     call = ArgumentsWriter(writer, name)
     call.tell_name()
-    schemas = schemas_of(definitions, name)
     if layout.name_end:
         marker = yield from _next(reader, layout)
     while marker != layout.call_end:
-        yield from _argument(reader, call, layout, schemas)
+        yield from _argument(reader, call, layout, schemas, name)
         marker = yield from _next(reader, layout)
     call.end()
 
@@ -59,7 +56,7 @@ def _next(reader: Reader, layout: TaggedCalls) -> Steps[str]:
     return marker
 
 
-def _argument(reader: Reader, call: ArgumentsWriter, layout: TaggedCalls, schemas: Mapping[str, Any]) -> Steps[None]:
+def _argument(reader: Reader, call: ArgumentsWriter, layout: TaggedCalls, schemas: Schemas, function: str) -> Steps[None]:
     pieces: list[str] = []
     said = yield from reader.within(markers_of(*layout.argument_name_ends), pieces.append)
     key = "".join(pieces).strip()
@@ -67,7 +64,7 @@ def _argument(reader: Reader, call: ArgumentsWriter, layout: TaggedCalls, schema
         yield from reader.skip_space()
         yield from reader.expect(layout.value)
     call.key(key)
-    types = types_of(schemas.get(key))
+    types = schemas.types(function, key)
     if said in layout.texts or (said not in layout.others and is_text(types)):
         call.begin_text()
         yield from _value(reader, layout, call.text)
