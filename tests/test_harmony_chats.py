@@ -185,3 +185,29 @@ def test_a_prompt_that_is_too_long_is_not_rendered():
 def test_without_a_reasoning_parser_the_answer_is_read_all_the_same():
     transcoder = Transcoder("vllm.engine", tokenizer=HarmonyTokenizer(Vocabulary()), tool_call_parser="openai", reasoning_parser="none")
     assert folded(answer(request(transcoder, stream=True), FINAL, transcoder=transcoder))["content"] == "Hello STOP world"
+
+
+def test_a_server_that_sends_text_and_ids_is_read_by_one_of_them():
+    transcoder = Transcoder("sglang.api", tokenizer=HarmonyTokenizer(Vocabulary()), model=ModelInfo(max_model_len=4096))
+    call = request(transcoder, tools=TOOLS, stream=True, stream_options={"include_usage": True})
+    response = call.response(created=1)
+    outputs = [*response.receive_headers({})]
+    token_ids, text = ids_of(CALLS), harmony_encoding().decode(ids_of(CALLS))
+    for end in range(1, len(token_ids) + 1):
+        is_last = end == len(token_ids)
+        so_far = {"token_ids": token_ids[:end], "text": harmony_encoding().decode(token_ids[:end]), "completion_tokens": end}
+        event = FinishEvent(**so_far, prompt_tokens=3) if is_last else TokensEvent(**so_far, prompt_tokens=3, is_cumulative=True)
+        outputs += response.receive_message(transcoder.adapter.encode_response(event).SerializeToString())
+    outputs += response.receive_trailers({"grpc-status": "0"})
+    assert response.error is None
+    assert text == CALLS
+    message = folded(b"".join(output.data for output in outputs if isinstance(output, BodyChunk)))
+    usage = message.pop("usage")
+    assert message == {"reasoning": "Need é.", "content": "A moment.", "calls": [["f", '{"a":1}']], "finish_reason": "tool_calls"}
+    assert usage["completion_tokens_details"]["reasoning_tokens"] == len(ids_of("Need é.")) + len(ids_of('{"a":1}'))
+
+
+def test_tools_that_are_none_are_refused_where_they_are_only_counted():
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": [{"function": {"name": "f", "description": {"a": 1}}}]}
+    with pytest.raises(MalformedRequestError, match="cannot be rendered"):
+        TRANSCODER.answer("POST", "/tokenize", HEADERS, json.dumps(body).encode(), created=1)

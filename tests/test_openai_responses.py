@@ -9,13 +9,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gaie_codec import CodecError, Constraint, FinishEvent, ModelInfo, RequestError, Transcoder, UnsupportedEndpointError
+from gaie_codec import CodecError, Constraint, FinishEvent, ModelInfo, RequestError, TokenLogprob, Transcoder, UnsupportedEndpointError
 from gaie_codec.openai import responses
 from gaie_codec.openai.endpoint import Asked
 from gaie_codec.openai.responses_input import decode_input
 from gaie_codec.testing import ByteTokenizer
 from gaie_codec.text.formats import TOOL_FORMATS
 from gaie_codec.tokenizer_sources import load_tokenizer
+from strategies import Piece, Script, ScriptedChoice, answer_to_all, streams_of
 
 GOLDEN = Path(__file__).parent / "golden"
 HELLO = json.loads((GOLDEN / "vllm-http-only" / "responses_hello.json").read_text())
@@ -418,3 +419,24 @@ def test_bytes_raise_only_codec_errors() -> None:
     for body in (b"", b"[]", b"{", b"\xff", b'{"input": "\\ud800"}', b'{"input": "x", "metadata": ' + b"[" * 2000 + b"]" * 2000 + b"}"):
         with pytest.raises(CodecError):
             responses.decode_request(body, Asked(request_id="r", model=MODEL, tokenizer=TOKENIZER))
+
+
+def test_log_probabilities_of_a_message_are_not_those_of_what_was_thought_before() -> None:
+    tokenizer = TOKENIZER
+    transcoder = Transcoder("vllm.engine", tokenizer=tokenizer, model=ModelInfo(max_model_len=4096), reasoning_parser="deepseek_r1")
+    answers = []
+    for stream in (False, True):
+        body = {"input": "x", "include": ["message.output_text.logprobs"], "stream": stream}
+        call = transcoder.request("POST", "/v1/responses", {}, json.dumps(body).encode(), request_id="r")
+        assert call.calls[0].inference.stream
+        pieces = tuple(
+            Piece(token_ids=(token_id,), logprobs=(TokenLogprob(token_id=token_id, logprob=-0.5),))
+            for token_id in tokenizer.encode("so </think>Hello", add_special_tokens=False)
+        )
+        script = Script(choices=(ScriptedChoice(pieces=pieces, finish_reason="length"),), turns=(0,) * (len(pieces) + 1))
+        answer = answer_to_all(call, [[data] for data in streams_of(script, call, tokenizer)])
+        answers.append(answer.events[-1]["response"] if stream else answer.json)
+    assert answers[0] == answers[1]
+    (part,) = answers[0]["output"][1]["content"]
+    assert part["text"] == "Hello"
+    assert "".join(entry["token"] for entry in part["logprobs"]) == "</think>Hello", "the tag has no text, and is of what it leads to"

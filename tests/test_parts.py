@@ -181,6 +181,8 @@ def test_reasoning_is_tokenized_where_its_tokens_are_not_known() -> None:
     parsed = stage(MODEL, reasoning_start="<think>", reasoning_ends=("</think>", "<tool_call>"))
     parsed.receive(Delta(0, "(Hello, world)text"))
     assert parsed.reasoning_tokens == sum(len(MODEL.encode(character, add_special_tokens=False)) for character in "Hello, world")
+    parsed.receive(Delta(0, "", finish_reason="stop"))
+    assert parsed.reasoning_tokens == len(MODEL.encode("Hello, world", add_special_tokens=False)), "at the end as a whole"
 
 
 def test_reasoning_is_counted_by_ids_or_by_text_and_never_by_both() -> None:
@@ -214,3 +216,10 @@ def test_any_cut_gives_the_same(text: str, cuts: list[int]) -> None:
 
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     assert fold([text[a:b] for a, b in pairwise(places)]) == fold([text])
+
+
+def test_tokens_are_not_counted_twice_where_text_is() -> None:
+    parsed = stage(MODEL, reasoning_start="<think>", reasoning_ends=("</think>", "<tool_call>"), begins_inside=True)
+    parsed.counts_text = True
+    parsed.receive(Delta(0, "(Hello)", token_ids=[70, 71, 72], finish_reason="stop"))
+    assert parsed.reasoning_tokens == len(MODEL.encode("Hello", add_special_tokens=False))

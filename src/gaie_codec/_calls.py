@@ -164,18 +164,19 @@ def check_calls(adapter: Adapter, prompts: Sequence[InferenceRequest], limit: in
         )
 
 
-def plan(adapter: Adapter, prompts: Sequence[InferenceRequest]) -> tuple[UpstreamCall, ...]:
-    """The calls for these prompts, in the order of the choices that they answer. Raises MalformedRequestError."""
+def plan(adapter: Adapter, prompts: Sequence[InferenceRequest], *, needs_pieces: bool = False) -> tuple[UpstreamCall, ...]:
+    """The calls for these prompts, in the order of the choices that they answer. With `needs_pieces` servers are asked for streams.
+    Raises MalformedRequestError."""
     calls = []
     for number, prompt in enumerate(prompts):
         n = prompt.sampling.n
         first = number * n
         if n == 1 or "n" in adapter.carries:
-            is_streamed = _must_stream(adapter, prompt)
+            is_streamed = needs_pieces or _must_stream(adapter, prompt)
             asked = prompt if is_streamed == prompt.stream else msgspec.structs.replace(prompt, stream=is_streamed)
             calls.append(_encode(adapter, asked, choices=n, first_index=first, prompt=number))
         else:
-            asked = msgspec.structs.replace(prompt, stream=_must_stream(adapter, prompt))
+            asked = msgspec.structs.replace(prompt, stream=needs_pieces or _must_stream(adapter, prompt))
             calls += [_encode(adapter, _one_of(adapter, asked, place), first_index=first + place, prompt=number) for place in range(n)]
     return tuple(calls)
 

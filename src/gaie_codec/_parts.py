@@ -60,13 +60,15 @@ def tool_call_id(style: IdStyle, request_id: str, choice: int, call: int) -> str
 class PartsStage:
     """Of one choice. `reasoning_tokens` are those so far.
 
-    They are counted by ids between the tags. Where there are no ids, or a tag is no token, the text of the reasoning is tokenized. A parser
-    that takes ids counts them itself. It gets the text all the same where `has_stops`: that is cut at stop strings, and ids are not.
+    They are counted by ids between the tags. Where there are no ids, or a tag is no token, the text of the reasoning is tokenized: as it
+    comes, and once more at the end as a whole, since pieces take more tokens. A parser that takes ids counts them itself. It gets the text
+    all the same where `has_stops`: that is cut at stop strings, and ids are not.
     """
 
     __slots__ = (
         "_begun",
         "_broken",
+        "_counted_texts",
         "_ends",
         "_eos_ids",
         "_feed_ids",
@@ -75,6 +77,7 @@ class PartsStage:
         "_request_id",
         "_settings",
         "_start",
+        "_text_tokens",
         "_tokenizer",
         "counts_text",
         "index",
@@ -105,6 +108,8 @@ class PartsStage:
         self._start, self._ends = _tag_ids(settings, tokenizer)
         self.counts_text = not self._ends
         self._inside = settings.begins_inside
+        self._counted_texts: list[str] = []
+        self._text_tokens = 0  # of these, piece by piece
 
     def count(self, token_ids: Sequence[int]) -> None:
         """Count those of these tokens that are reasoning; tags are not."""
@@ -144,6 +149,7 @@ class PartsStage:
         reason = delta.finish_reason
         if reason is not None:
             parts += self._complete(self._parser.finish())
+            self._count_whole_text()
             if reason == "stop" and self._begun > self._broken and self._settings.finishes_with_tool_calls:
                 reason = "tool_calls"
         self.counts_text = counts_text
@@ -159,6 +165,14 @@ class PartsStage:
         """The text that was held back, when the response breaks off."""
         return self.delta([part for part in self._complete(self._parser.finish()) if not isinstance(part, BrokenToolCall)])
 
+    def _count_whole_text(self) -> None:
+        texts = self._counted_texts
+        if len(texts) > 1 and self._tokenizer is not None:
+            tokens = len(self._tokenizer.encode("".join(texts), add_special_tokens=False))
+            self.reasoning_tokens += tokens - self._text_tokens
+            self._text_tokens = tokens
+        texts.clear()
+
     def _complete(self, parts: Sequence[Part]) -> Sequence[Part]:
         if len(parts) == 1 and type(parts[0]) is Content:  # most are
             return parts
@@ -166,7 +180,10 @@ class PartsStage:
         for part in parts:
             if isinstance(part, Reasoning):
                 if self.counts_text and self._tokenizer is not None:
-                    self.reasoning_tokens += len(self._tokenizer.encode(part.text, add_special_tokens=False))
+                    self._counted_texts.append(part.text)
+                    tokens = len(self._tokenizer.encode(part.text, add_special_tokens=False))
+                    self._text_tokens += tokens
+                    self.reasoning_tokens += tokens
                 if self._settings.hides_reasoning:
                     continue
             elif isinstance(part, ToolCall):

@@ -239,7 +239,7 @@ class Transcoder:
             calls = plan_embeddings(self.adapter, prompts)
             return Call(self, endpoint, decoded.options, tuple(prompts), calls, dropped + decoded.ignored)
         prompts, too_many = self._within_calls(prompts)
-        calls = plan(self.adapter, prompts)
+        calls = plan(self.adapter, prompts, needs_pieces=decoded.needs_pieces)
         lost = dropped + too_many + decoded.ignored
         return Call(self, endpoint, decoded.options, tuple(prompts), calls, lost, output=decoded.output)
 

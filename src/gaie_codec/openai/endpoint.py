@@ -51,6 +51,8 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True):
     ignored: tuple[str, ...] = ()
     output: OutputSettings | None = None
     """How choices are parsed; None where all text is content."""
+    needs_pieces: bool = False
+    """Whether the answer tells which part of it a token belongs to, which of a parsed answer only the pieces of a stream show."""
 
     @property
     def inference(self) -> InferenceRequest:

@@ -131,7 +131,8 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
     if output is not None and output.id_style == "openai":
         output = msgspec.structs.replace(output, id_style="responses")
     ignored = tuple(sorted({*decoded.ignored, *_ignored(fields)}))
-    return msgspec.structs.replace(decoded, options=options, ignored=ignored, output=output)
+    needs_pieces = options.logprobs and output is not None  # of messages alone, and not of what comes before them
+    return msgspec.structs.replace(decoded, options=options, ignored=ignored, output=output, needs_pieces=needs_pieces)
 
 
 def _chat_fields(fields: Mapping[str, Any], conversation: Conversation, asked: Asked) -> dict[str, Any]:

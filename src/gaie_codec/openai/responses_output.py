@@ -91,7 +91,7 @@ class OutputItems:
         self._items: list[Item] = []
         self._calls: dict[int, Item] = {}
         self._broken: set[int] = set()  # places
-        self._space = ""  # at the beginning of a message that may be none
+        self._space: list[str] = []  # at the beginning of a message that may be none
         self._logprobs: list[dict[str, Any]] = []  # of text that was not told yet
 
     def encoded(self) -> list[dict[str, Any]]:
@@ -138,7 +138,8 @@ class OutputItems:
         events: list[Event] = []
         is_empty = all(item.place in self._broken for item in self._items)
         if is_empty and self._space:
-            self._space, text = "", self._space
+            text = "".join(self._space)
+            self._space.clear()
             self._write(self._open("message", events), text, events)
         elif is_empty and (needs_message or self._logprobs):
             self._open("message", events)
@@ -160,11 +161,11 @@ class OutputItems:
         """More content. A message does not begin with white space that nothing follows: it is only between other items."""
         item = self.current
         if item is None or item.kind != "message":
-            text = self._space + text
-            self._space = ""
             if text.isspace():
-                self._space = text
+                self._space.append(text)
                 return
+            text = "".join((*self._space, text))
+            self._space.clear()
             item = self._open("message", events)
         self._write(item, text, events)
 
@@ -196,7 +197,7 @@ class OutputItems:
         self._items.append(item)
         self.current = item
         if kind != "message":
-            self._space = ""
+            self._space.clear()
             self._logprobs.clear()  # there is a place for those of messages only
         elif self._shows_logprobs:
             item.logprobs = []

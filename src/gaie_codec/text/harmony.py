@@ -227,7 +227,7 @@ class HarmonyParser:
         self._begin_header()
         self._inner.process(MESSAGE)
         self._header = None
-        self._message = _Message(kind=Content, is_stray=True, spaces="")
+        self._message = _Message(kind=Content, is_stray=True, spaces=[])
         return self._message
 
     def _begin_message(self, header: str) -> _Message:
@@ -275,10 +275,10 @@ class HarmonyParser:
 
     def _show(self, message: _Message, text: str) -> None:
         if message.spaces is not None:  # stray ones are nothing, if nothing follows
-            message.spaces += text
-            if message.spaces.isspace():
+            message.spaces.append(text)
+            if text.isspace():
                 return
-            text, message.spaces = message.spaces, None
+            text, message.spaces = "".join(message.spaces), None
         self._texts.append(text)
 
     def _flush(self, message: _Message) -> None:
@@ -321,7 +321,7 @@ class _Message(msgspec.Struct):
     is_read: bool = False  # by the library, token by token
     given: int = 0  # characters that the library gave
     is_stray: bool = False
-    spaces: str | None = None  # of stray text, until something follows
+    spaces: list[str] | None = None  # of stray text, until something follows
 
 
 def _is_json(text: str) -> bool:

@@ -186,11 +186,11 @@ class _Prompt:
             self._add_text(_frame("assistant", "final"), texts)
 
     def _add_developer(self, instructions: str | None, tools: Sequence[Mapping[str, Any]] | None) -> None:
-        content = DeveloperContent(instructions=instructions)
-        if tools:
-            content = content.with_function_tools([_description(tool["function"]) for tool in tools])
-        message = Message.from_role_and_content(Role.DEVELOPER, content)
         try:
+            content = DeveloperContent(instructions=instructions)
+            if tools:
+                content = content.with_function_tools([_description(tool["function"]) for tool in tools])
+            message = Message.from_role_and_content(Role.DEVELOPER, content)
             if not _is_quick(message.to_json(), _FEW_SQUARES):
                 raise MalformedRequestError("the instructions or tools have words that are too long to be tokenized", param="messages")
             self.ids += self._encoding.render(message)
