@@ -440,6 +440,7 @@ def test_the_words_that_would_take_the_library_long_are_encoded_by_the_tokenizer
         ([{"role": "user", "content": "\ud800"}], {}, "surrogate", None),
         ([{"role": "system", "content": "\ud800"}], {}, "cannot be rendered", "messages"),
         ([{"role": "system", "content": "é" * 200_000}], {}, "too long", "messages"),
+        ([], {"tools": [{"function": {"name": "f", "description": ["x"]}}]}, "cannot be rendered", "messages"),
         ([{"role": "user", "content": "x"}, {"role": "function", "content": "x"}], {}, "role", "messages.1.role"),
         ([{"role": "user", "content": [{"type": "image"}]}], {}, "text only", "messages"),
         ([{"role": "user", "content": "x"}], {"template_kwargs": {"reasoning_effort": "none"}}, "does not support", "reasoning_effort"),

@@ -1,7 +1,7 @@
 """`POST /v1/embeddings`: a JSON body -> one InferenceRequest a prompt, and their vectors -> one body.
 
 A model server embeds one prompt a call; the answer has all of them in the order of `input`, as numbers, as base64 of their bytes, or as
-bytes alone. A vector that JSON could not say, or that is not of one length with the others, is the model server's fault.
+bytes alone.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Any, Final
 
 import msgspec
 
-from .._choices import Delta
-from .._errors import CodecError, MalformedMessageError, MalformedRequestError, UnsupportedFieldError, UsageError
-from .._events import BodyEvent, EmbeddingEvent, ModelInfo, Usage
+from .._errors import MalformedRequestError, UnsupportedFieldError, UsageError
+from .._events import EmbeddingEvent, ModelInfo, Usage
 from . import policy
 from .endpoint import Asked, Decoded, ResponseMeta
-from .errors import encode_error
 from .fields import decode_json_object, int_field, literal_fault, type_error, type_errors
 from .inputs import decode_embedded_model, encode_chat, encode_inputs, make_requests
+from .vectors import Vectors, encode_usage
 
 PATH: Final = "/v1/embeddings"
 ID_PREFIX: Final = "embd-"
@@ -51,7 +50,6 @@ _LETTERS: Final = MappingProxyType({"float32": "f", "float16": "e", "bfloat16": 
 _OTHER_DTYPES: Final = ("fp8_e4m3", "fp8_e5m2")
 # "native" is what every machine that runs models is.
 _ORDERS: Final = MappingProxyType({"native": "<", "little": "<", "big": ">"})
-_LARGEST_FLOAT32: Final = (2 - 2**-23) * 2.0**127
 _LARGEST_FLOAT16: Final = 65520.0  # from here on it rounds to infinity
 
 
@@ -97,63 +95,6 @@ def decode_request(body: bytes, asked: Asked) -> Decoded:
         dimensions=dimensions,
     )
     return Decoded(prompts=requests, options=options, ignored=(*ignored, *lost, *policy.unknown(fields, READ | REFUSED.keys())))
-
-
-class Vectors:
-    """The vectors of an answer as they come, each checked."""
-
-    content_type = "application/json"
-    streams = False
-    is_detailed = True
-    wants_usage = False
-    shows_ids = False
-    reported_usage: Usage | None = None
-    headers: tuple[tuple[str, str], ...] = ()
-
-    def __init__(self) -> None:
-        self._by_place: dict[int, list[float]] = {}
-
-    @property
-    def vectors(self) -> list[list[float]]:
-        """In the order of the prompts."""
-        return [self._by_place[place] for place in sorted(self._by_place)]
-
-    def embedding(self, place: int, event: EmbeddingEvent) -> None:
-        """The vector of the prompt at `place`. Raises MalformedMessageError."""
-        values = event.values
-        if not values:
-            raise MalformedMessageError("an embedding without values")
-        if event.dimensions not in (0, len(values)):
-            raise MalformedMessageError(f"an embedding of {len(values)} values, where {event.dimensions} are announced")
-        # The sum of float32 is finite where they are, and costs a tenth of a look at each.
-        if not (math.isfinite(sum(values)) and min(values) >= -_LARGEST_FLOAT32 and max(values) <= _LARGEST_FLOAT32):
-            raise MalformedMessageError("an embedding with values that are no finite numbers")
-        other = next(iter(self._by_place.values()), values)
-        if len(other) != len(values):
-            raise MalformedMessageError(f"embeddings of {len(other)} and of {len(values)} values in one answer")
-        self._by_place[place] = values
-
-    def check_complete(self) -> None:
-        """Nothing is told in bodies."""
-
-    def open(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes:
-        raise UsageError("deltas in an answer of vectors")
-
-    def text(self, index: int, text: str) -> bytes:
-        raise UsageError("deltas in an answer of vectors")
-
-    def reasoning(self, index: int, text: str) -> bytes:
-        raise UsageError("deltas in an answer of vectors")
-
-    def delta(self, delta: Delta, usage: Usage | None) -> bytes:
-        raise UsageError("deltas in an answer of vectors")
-
-    def body(self, event: BodyEvent) -> bytes:
-        raise UsageError("bodies in an answer of vectors")
-
-    def error(self, error: CodecError) -> bytes:
-        """The error body alone."""
-        return encode_error(error)
 
 
 class EmbeddingBody(Vectors):
@@ -205,17 +146,6 @@ class EmbeddingBody(Vectors):
 def make_encoder(options: EmbeddingOptions, meta: ResponseMeta) -> EmbeddingBody:
     """What the options ask for."""
     return EmbeddingBody(options, meta)
-
-
-def encode_usage(usage: Usage) -> dict[str, Any]:
-    """With vLLM's keys, all of them."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "total_tokens": usage.total_tokens,
-        "completion_tokens": 0,
-        "prompt_tokens_details": None,
-        "completion_tokens_details": None,
-    }
 
 
 def _choice(fields: Mapping[str, Any], name: str, known: tuple[str, ...]) -> str:

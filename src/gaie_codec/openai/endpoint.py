@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from .._errors import UsageError
 from .._events import BodyEvent, EmbeddingEvent, InferenceRequest, ModelInfo, Usage
 from .._parts import OutputSettings
 from .flavors import VLLM, Flavor
@@ -105,6 +106,22 @@ class ResponseEncoder(Protocol):
 
     def close(self, usage: Usage) -> bytes: ...
     def error(self, error: CodecError) -> bytes: ...
+
+
+class WithoutDeltas:
+    """The half of a ResponseEncoder that is about deltas, for answers in which there are none."""
+
+    def open(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes:
+        raise UsageError("deltas in an answer without choices of ours")
+
+    def text(self, index: int, text: str) -> bytes:
+        raise UsageError("deltas in an answer without choices of ours")
+
+    def reasoning(self, index: int, text: str) -> bytes:
+        raise UsageError("deltas in an answer without choices of ours")
+
+    def delta(self, delta: Delta, usage: Usage | None) -> bytes:
+        raise UsageError("deltas in an answer without choices of ours")
 
 
 class VectorEncoder(ResponseEncoder, Protocol):

@@ -10,18 +10,16 @@ from typing import Any, Final
 import msgspec
 
 from .. import _sse
-from .._choices import Delta
 from .._errors import (
     CodecError,
     MalformedMessageError,
     OutOfOrderError,
     TruncatedResponseError,
     UpstreamStatusError,
-    UsageError,
     code_from_server_status,
 )
 from .._events import BodyEvent, Usage
-from .endpoint import ResponseMeta
+from .endpoint import ResponseMeta, WithoutDeltas
 from .errors import encode_error, encode_error_event
 from .passthrough import GENERATES, PassthroughOptions
 
@@ -60,8 +58,8 @@ class _Body(msgspec.Struct):
 _decode_body: Final = msgspec.json.Decoder(_Body | list[msgspec.Raw]).decode
 
 
-class _Passthrough:
-    """What both encoders share: to see what a piece says, and that no deltas come."""
+class _Passthrough(WithoutDeltas):
+    """What both encoders share: to see what a piece says."""
 
     wants_usage = False
     shows_ids = False
@@ -120,18 +118,6 @@ class _Passthrough:
         missing = self._options.n - len(self.finish_reasons)
         if missing > 0 and self._options.kind in GENERATES:
             raise TruncatedResponseError(f"the response ended before {missing} of {self._options.n} choices had finished")
-
-    def open(self, indexes: range, prompt_token_ids: list[list[int]], usage: Usage) -> bytes:
-        raise UsageError("deltas in an answer that is passed through")
-
-    def text(self, index: int, text: str) -> bytes:
-        raise UsageError("deltas in an answer that is passed through")
-
-    def reasoning(self, index: int, text: str) -> bytes:
-        raise UsageError("deltas in an answer that is passed through")
-
-    def delta(self, delta: Delta, usage: Usage | None) -> bytes:
-        raise UsageError("deltas in an answer that is passed through")
 
 
 class PassthroughStream(_Passthrough):

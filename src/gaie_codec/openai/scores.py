@@ -17,10 +17,10 @@ import msgspec
 from .._errors import MalformedRequestError, UnsupportedFieldError, UsageError
 from .._events import Usage
 from . import policy
-from .embeddings import Vectors, encode_usage
 from .endpoint import Asked, Decoded, ResponseMeta
 from .fields import decode_json_object, int_field, type_error
 from .inputs import check_count, decode_embedded_model, encode_inputs, make_requests
+from .vectors import Vectors, encode_usage
 
 SCORE_PATHS: Final = ("/v1/score", "/score")
 RERANK_PATHS: Final = ("/v1/rerank", "/rerank", "/v2/rerank")
