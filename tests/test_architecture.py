@@ -14,7 +14,7 @@ LEVELS = {"_errors": 0, "adapters": 2, "anthropic": 2, "openai": 2}
 LEVELS |= dict.fromkeys(
     ("_tally", "_choices", "_text_choice", "_conventions", "_fit", "_grpc_in", "_outputs", "_parts", "_per_token", "_reader"), 2
 )
-LEVELS |= {"_prompt_texts": 2}
+LEVELS |= {"_logprob_texts": 2, "_prompt_texts": 2}
 LEVELS |= dict.fromkeys(("_bridge", "_calls", "_local", "_observer", "_response", "_transcoder"), 3)
 LEVELS |= dict.fromkeys(("_events", "_framing", "_sse", "_state", "_metadata", "snapshots", "text"), 1) | {"compat": 2}
 LEVELS |= dict.fromkeys(("asgi", "cli", "conformance", "ext_proc", "inferencepool", "probe", "proto", "sim", "telemetry"), 4)

@@ -18,7 +18,8 @@ from gaie_codec import (
     adapters,
     snapshots,
 )
-from gaie_codec._choices import Choice, TextLogprob
+from gaie_codec._choices import Choice
+from gaie_codec._logprob_texts import TextLogprob
 from gaie_codec.tokenizer_sources import load_tokenizer
 from strategies import CONVENTIONS, Convention, events_of, scripts
 

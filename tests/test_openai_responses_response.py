@@ -24,7 +24,8 @@ from gaie_codec import (
     Usage,
     UsageError,
 )
-from gaie_codec._choices import Delta, TextLogprob
+from gaie_codec._choices import Delta
+from gaie_codec._logprob_texts import TextLogprob
 from gaie_codec.openai.endpoint import ResponseMeta
 from gaie_codec.openai.responses import ResponsesOptions
 from gaie_codec.openai.responses_response import make_encoder

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaie_codec._choices import Delta, TextLogprob
+from gaie_codec._choices import Delta
+from gaie_codec._logprob_texts import TextLogprob
 from gaie_codec._parts import OutputSettings, PartsStage, tool_call_id
 from gaie_codec.text import BrokenToolCall, Content, Reasoning, ToolCall
 from gaie_codec.tokenizer_sources import load_tokenizer

@@ -9,13 +9,13 @@ stop strings, the choice ends here with the token that completes one.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from ._errors import Code, OutOfOrderError, UpstreamStatusError
 from ._events import FinishEvent, InferenceRequest, TokenLogprob, TokensEvent
+from ._logprob_texts import LogprobTexts, PromptToken, TextLogprob
 from ._tally import Tally
 from .text import BrokenToolCall, StopMatcher, ToolCall
 
@@ -23,36 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .adapters.base import Adapter
-    from .text import Detokenizer, Tokenizer
+    from .text import Tokenizer
 
 _NEVER = 1 << 62
 # A server that goes on for so long after a stop token or max_tokens has not ended there; after a stop string, nothing more is kept.
 _MAX_HELD_TOKENS = 4096
-_MIN_LOGPROB = -9999.0
-
-
-def finite(logprob: float) -> float:
-    """JSON has neither infinity nor NaN; vLLM writes -9999 for a token that cannot come."""
-    return logprob if _MIN_LOGPROB < logprob < math.inf else _MIN_LOGPROB
-
-
-class TextLogprob(msgspec.Struct, frozen=True):
-    """A token as text with its log probability. A piece of a character has empty text; the piece that completes it has all of it."""
-
-    token: str
-    logprob: float
-    top: tuple[tuple[str, float], ...] = ()
-
-
-class PromptToken(msgspec.Struct, frozen=True, gc=False):
-    """A token of the prompt as text, with its log probability if it has one, its rank (0 where it is unknown), and the likeliest at its
-    place as (token id, text, log probability, rank)."""
-
-    token_id: int
-    token: str
-    logprob: float | None = None
-    rank: int = 0
-    top: tuple[tuple[int, str, float, int], ...] = ()
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -75,21 +50,6 @@ class Delta(msgspec.Struct, frozen=True):
     prompt: tuple[PromptToken, ...] = ()
 
 
-class _TokenIds:
-    """A Detokenizer by whose texts clients find the ids."""
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return "".join([token_id_text(token_id) for token_id in token_ids])
-
-    def peek(self, token_id: int) -> str:
-        return token_id_text(token_id)
-
-
-def token_id_text(token_id: int) -> str:
-    """What stands for the text of a token where the client wants its id."""
-    return f"token_id:{token_id}"
-
-
 class _Held(msgspec.Struct):
     """Deltas that wait for their finish. `last` is the stop token that ended them, not yet decoded: it may have to be hidden."""
 
@@ -102,7 +62,7 @@ class _Held(msgspec.Struct):
 class AnyChoice(Tally):
     """What choices of both kinds share: log probabilities as text, the stop matcher, and how an end is told."""
 
-    __slots__ = ("_eos_ids", "_include_stop", "_logprobs", "_matcher", "_selected", "_top", "ended_here")
+    __slots__ = ("_eos_ids", "_include_stop", "_logprobs", "_matcher", "ended_here")
 
     def __init__(
         self,
@@ -116,11 +76,7 @@ class AnyChoice(Tally):
         super().__init__(index, adapter.counts)
         params = request.sampling
         self.ended_here = False  # by a stop string that the server does not know
-        self._top = params.logprobs or 0
-        self._selected = params.logprob_token_ids
-        self._logprobs: Detokenizer | None = None
-        if params.logprobs is not None and tokenizer is not None:
-            self._logprobs = tokenizer.detokenizer(request.prompt_token_ids, skip_special_tokens=False)
+        self._logprobs = LogprobTexts(request, tokenizer) if params.logprobs is not None and tokenizer is not None else None
         self._include_stop = params.include_stop_str_in_output
         # vLLM's own server holds nothing back when the stop string is to be shown.
         holdback = "prefix" if self._include_stop else stop_holdback
@@ -131,7 +87,7 @@ class AnyChoice(Tally):
     def show_ids(self) -> None:
         """Tell log probabilities with ids for texts, as `token_id:N`."""
         if self._logprobs is not None:
-            self._logprobs = _TokenIds()
+            self._logprobs.show_ids()
 
     def _has_matched(self) -> bool:
         return self._matcher is not None and self._matcher.matched is not None
@@ -163,29 +119,8 @@ class AnyChoice(Tally):
         held = next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
         return text[: len(text) - held]
 
-    def _selection(self, entry: TokenLogprob) -> Sequence[tuple[int, float]]:
-        """The sampled token, and those that were selected, as vLLM shows them instead of the likeliest."""
-        told = dict(entry.selected or entry.top)
-        others = [(other, told[other]) for other in self._selected if other in told and other != entry.token_id]
-        return [(entry.token_id, entry.logprob), *others]
-
     def _logprob_texts(self, token_ids: Sequence[int], entries: Sequence[TokenLogprob]) -> tuple[TextLogprob, ...]:
-        """Entries as text. Servers skip entries now and then, so they are aligned by token id, never by position."""
-        detokenizer = self._logprobs
-        if detokenizer is None:
-            return ()
-        texts = []
-        place = 0
-        for token_id in token_ids:
-            if place < len(entries) and entries[place].token_id == token_id:
-                entry = entries[place]
-                place += 1
-                shown = self._selection(entry) if self._selected else entry.top[: self._top]
-                top = tuple((detokenizer.peek(other), finite(value)) for other, value in shown)
-                texts.append(TextLogprob(detokenizer.decode((token_id,)), finite(entry.logprob), top))
-            else:
-                detokenizer.decode((token_id,))
-        return tuple(texts)
+        return self._logprobs.decode(token_ids, entries) if self._logprobs is not None else ()
 
 
 class Choice(AnyChoice):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ._choices import Delta, PromptToken, finite
+from ._choices import Delta
 from ._events import PromptLogprob
+from ._logprob_texts import PromptToken, finite
 
 if TYPE_CHECKING:
     from ._events import InferenceRequest

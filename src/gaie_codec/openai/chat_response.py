@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .. import _sse
-from .._choices import Delta, TextLogprob
+from .._choices import Delta
 from .._errors import CodecError, UsageError
 from .._events import BodyEvent, Usage
+from .._logprob_texts import TextLogprob
 from .chat import ChatOptions
 from .endpoint import ResponseMeta
 from .errors import encode_error, encode_error_event

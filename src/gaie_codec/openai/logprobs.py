@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from .._choices import PromptToken, TextLogprob, token_id_text
+from .._logprob_texts import PromptToken, TextLogprob, token_id_text
 from .fields import bool_field, int_field, range_error
 from .sampling import MAX_LOGPROBS, decode_token_ids
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import msgspec
 
 if TYPE_CHECKING:
-    from .._choices import Delta, TextLogprob
+    from .._choices import Delta
+    from .._logprob_texts import TextLogprob
     from ..text import ToolCall
 
 Event: TypeAlias = tuple[str, dict[str, Any]]

@@ -12,9 +12,10 @@ from typing import Any, Final
 import msgspec
 
 from .. import _sse
-from .._choices import Delta, PromptToken, TextLogprob
+from .._choices import Delta
 from .._errors import CodecError
 from .._events import Usage
+from .._logprob_texts import PromptToken, TextLogprob
 from . import chat_response
 from .chat import ChatOptions
 from .chat_response import raw_json
