@@ -9,7 +9,7 @@ from ._json_calls import json_calls
 from ._json_text import SpaceHolder, arguments
 from ._layouts import JsonCalls, NamedCalls
 from ._reader import MalformedCallError, Reader, Steps, markers_of
-from ._writer import Writer
+from ._writer import Writer, each_call
 
 _ID: Final = re.compile(r"(?P<name>.+):\d+", re.DOTALL)
 _JSON: Final = JsonCalls()
@@ -22,20 +22,7 @@ def named_calls(reader: Reader, writer: Writer, layout: NamedCalls, marker: str)
         if (yield from reader.peek()) in ("[", "{"):
             yield from json_calls(reader, writer, _JSON)
             return
-    is_begun = not layout.call or marker == layout.call
-    while True:
-        if not is_begun:
-            yield from reader.skip_space()
-            if not (yield from reader.skip(layout.call)):
-                if writer.has_begun:
-                    raise MalformedCallError
-                return
-            if not writer.has_begun:
-                writer.begin_call(layout.call)
-        yield from _call(reader, writer, layout)
-        if not layout.call:
-            return
-        is_begun = False
+    yield from each_call(reader, writer, layout.call, marker, lambda: _call(reader, writer, layout))
 
 
 def _call(reader: Reader, writer: Writer, layout: NamedCalls) -> Steps[None]:

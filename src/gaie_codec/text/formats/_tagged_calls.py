@@ -8,27 +8,14 @@ from ._arguments import ArgumentsWriter, Schemas, is_text, typed
 from ._json_text import decode
 from ._layouts import TaggedCalls
 from ._reader import MalformedCallError, Reader, Sink, Steps, markers_of
-from ._writer import Writer
+from ._writer import Writer, each_call
 
 _SPACE_OR_MARKUP: Final = frozenset(' \t\r\n<{"')
 
 
 def tagged_calls(reader: Reader, writer: Writer, layout: TaggedCalls, marker: str, schemas: Schemas) -> Steps[None]:
     """The calls after a marker."""
-    is_begun = not layout.call or marker == layout.call
-    while True:
-        if not is_begun:
-            yield from reader.skip_space()
-            if not (yield from reader.skip(layout.call)):
-                if writer.has_begun:
-                    raise MalformedCallError
-                return
-            if not writer.has_begun:
-                writer.begin_call(layout.call)
-        yield from _call(reader, writer, layout, schemas)
-        if not layout.call:
-            return
-        is_begun = False
+    yield from each_call(reader, writer, layout.call, marker, lambda: _call(reader, writer, layout, schemas))
 
 
 def _call(reader: Reader, writer: Writer, layout: TaggedCalls, schemas: Schemas) -> Steps[None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .. import BrokenToolCall, Content, Part, Reasoning, ToolCall
-from ._reader import SPACE, Reader, Sink
+from ._reader import SPACE, MalformedCallError, Reader, Sink, Steps
 
 
 class Writer:
@@ -112,3 +114,21 @@ def _part(kind: type[Part], index: int, name: str, call_id: str, texts: list[str
     if kind is BrokenToolCall:
         return BrokenToolCall(index, text)
     return Reasoning(text) if kind is Reasoning else Content(text)
+
+
+def each_call(reader: Reader, writer: Writer, begin: str, marker: str, read: Callable[[], Steps[None]]) -> Steps[None]:
+    """Read the calls behind a marker: one, or where calls have a beginning of their own as many as begin so, one after the other."""
+    is_begun = not begin or marker == begin
+    while True:
+        if not is_begun:
+            yield from reader.skip_space()
+            if not (yield from reader.skip(begin)):
+                if writer.has_begun:
+                    raise MalformedCallError
+                return
+            if not writer.has_begun:
+                writer.begin_call(begin)
+        yield from read()
+        if not begin:
+            return
+        is_begun = False
