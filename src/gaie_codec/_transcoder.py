@@ -164,9 +164,11 @@ class Transcoder:
         endpoint = self._endpoints.get(route)
         if body_path is None and (endpoint is None or self.tokenizer is None):
             responses.check_stored(route)
-            known = "is not supported" if route in _OTHER_PATHS or route in ENDPOINTS or route in _local.PATHS else "does not exist"
+            known = "is not supported" if route in _OTHER_PATHS or route in ENDPOINTS else "does not exist"
             if self.tokenizer is None and (endpoint is not None or route in _local.POST_PATHS):
                 known = "needs a tokenizer here (--tokenizer)"
+            elif _local.is_local(route, has_tokenizer=True):
+                known = "is answered without a model server (Transcoder.answer)"
             there = (*self.paths, *(_local.POST_PATHS if self.tokenizer is not None else ()))
             raise UnsupportedEndpointError(f"Not Found: the endpoint {route[:100]!r} {known}; there is {', '.join(there)}")
         if method != "POST":
