@@ -109,7 +109,7 @@ class ModelServer(grpc.GenericRpcHandler):
                 yield encode(event)
             if b"forever" in request:
                 await asyncio.sleep(60)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # the latter where a message was on its way
             self.cancelled.set()
             raise
 

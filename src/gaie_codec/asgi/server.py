@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from typing import Final, Literal
 
 from .. import Limits, adapters, snapshots
@@ -24,6 +24,7 @@ from ..upstream.discovery import await_model_info, detect_adapter
 from ..upstream.listen import bind
 from ..upstream.transcoders import TranscoderOptions, Transcoders
 from .app import create_app
+from .cors import allow_origins
 
 try:
     import uvicorn
@@ -57,6 +58,7 @@ async def run_serve(
     connect_timeout_s: float = 30.0,
     shutdown_timeout_s: int = 30,
     access_log: bool = False,
+    allowed_origins: Collection[str] = (),
     log_level: str = "warning",
 ) -> None:
     """Serve until SIGTERM or SIGINT. Prints `ready http=HOST:PORT` to stdout once it accepts; port 0 takes a free one.
@@ -64,9 +66,10 @@ async def run_serve(
     `dialect` "auto" asks the model server what it speaks; `snapshot`, where given, is then one of that dialect. `tokenizer` is "server"
     (the model server's own, by GetTokenizer), "builtin", a directory or a model of the hub; `chat_template` is the text of one to use
     instead of the model's. `passthrough` False sends token ids also to a server that takes OpenAI JSON as it is. `generation_config`
-    "auto" takes the sampling defaults of a tokenizer's model where the server cannot tell its own. The parsers and
-    `flavor` are as `Transcoder` takes them. `metrics_listen` is where Prometheus scrapes, as HOST:PORT; it then ends the line as
-    ` metrics=HOST:PORT`. Raises UsageError with one line that says what is in the way.
+    "auto" takes the sampling defaults of a tokenizer's model where the server cannot tell its own. The parsers and `flavor` are as
+    `Transcoder` takes them. `allowed_origins` are those of web pages whose scripts may ask, "*" for any. `metrics_listen` is where
+    Prometheus scrapes, as HOST:PORT; it then ends the line as ` metrics=HOST:PORT`. Raises UsageError with one line that says what is in
+    the way.
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     adapter = adapters.get(snapshots.load(dialect, snapshot)) if dialect != AUTO else None
@@ -104,14 +107,15 @@ async def run_serve(
         transcoder = await transcoders.make(connection, adapter, model)
         if telemetry is not None:
             telemetry.scrape(connection, adapter, endpoint=connection.target, model=next(iter(model.names), ""))
+        app = create_app(
+            connection,
+            transcoder,
+            request_timeout_s=request_timeout_s,
+            metrics=telemetry.metrics if telemetry is not None else None,
+            tracing=Tracing(),
+        )
         config = uvicorn.Config(
-            create_app(
-                connection,
-                transcoder,
-                request_timeout_s=request_timeout_s,
-                metrics=telemetry.metrics if telemetry is not None else None,
-                tracing=Tracing(),
-            ),
+            allow_origins(app, allowed_origins) if allowed_origins else app,
             interface="asgi3",
             loop="asyncio",
             ws="none",

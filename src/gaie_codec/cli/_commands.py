@@ -136,6 +136,13 @@ def sim(dialect: str, snapshot: str | None, listen: str, tokenizer: str, script:
     show_default=True,
     help="'auto' takes sampling defaults from the tokenizer's model where the server cannot tell its own.",
 )
+@click.option(
+    "--allowed-origin",
+    "allowed_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let scripts of web pages from there ask (CORS); '*' is any; repeatable.  [default: none]",
+)
 @click.option("--access-log", is_flag=True, help="A line on stderr for each request.")
 @click.option("--log-level", type=click.Choice(("debug", "info", "warning", "error")), default="warning", show_default=True)
 def serve(template_file: Any, **options: Any) -> None:
