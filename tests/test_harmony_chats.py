@@ -151,6 +151,14 @@ def test_stop_strings_cut_the_text_whatever_the_ids_are():
     assert "STOP" not in json.loads(answer(request(stop=["STOP"]), FINAL.partition(" world")[0]))["choices"][0]["message"]["content"]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_reasoning_tokens_are_counted_where_stop_strings_are_looked_for(stream):
+    for stop in ([], ["STOP"]):
+        body = answer(request(stream=stream, stop=stop, **({"stream_options": {"include_usage": True}} if stream else {})), FINAL)
+        usage = folded(body)["usage"] if stream else json.loads(body)["usage"]
+        assert usage["completion_tokens_details"]["reasoning_tokens"] == len(ids_of("Easy."))
+
+
 def test_constraints_leave_the_channels_open():
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     constraint = request(

@@ -224,3 +224,14 @@ def test_tokens_are_not_counted_twice_where_text_is() -> None:
     parsed.counts_text = True
     parsed.receive(Delta(0, "(Hello)", token_ids=[70, 71, 72], finish_reason="stop"))
     assert parsed.reasoning_tokens == len(MODEL.encode("Hello", add_special_tokens=False))
+
+
+def test_text_that_is_released_without_ids_was_counted_by_them() -> None:
+    class Holding(ToyParser):
+        def finish(self):
+            return [Reasoning("<t")]
+
+    parsed = stage(MODEL, make_parser=Holding, reasoning_start="<think>", reasoning_ends=("</think>",), begins_inside=True)
+    parsed.receive(Delta(0, "", token_ids=[70, 71]))
+    parsed.receive(Delta(0, "", finish_reason="length"))
+    assert parsed.reasoning_tokens == 2

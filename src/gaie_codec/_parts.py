@@ -62,16 +62,18 @@ class PartsStage:
 
     They are counted by ids between the tags. Where there are no ids, or a tag is no token, the text of the reasoning is tokenized: as it
     comes, and once more at the end as a whole, since pieces take more tokens. A parser that takes ids counts them itself. It gets the text
-    all the same where `has_stops`: that is cut at stop strings, and ids are not.
+    all the same where `has_stops`: that is cut at stop strings, and ids are not. There another one counts.
     """
 
     __slots__ = (
         "_begun",
         "_broken",
         "_counted_texts",
+        "_counter",
         "_ends",
         "_eos_ids",
         "_feed_ids",
+        "_has_ids",
         "_inside",
         "_parser",
         "_request_id",
@@ -101,18 +103,25 @@ class PartsStage:
         self._parser = settings.make_parser()
         self._feed_ids: Any = getattr(self._parser, "feed_ids", None) if not has_stops else None
         self.takes_ids = self._feed_ids is not None
+        self._counter: Any = settings.make_parser() if has_stops and hasattr(self._parser, "feed_ids") else None
         self._request_id = request_id
         self._eos_ids = eos_token_ids
         self._begun = self._broken = 0  # tool calls
         self._tokenizer = tokenizer if settings.reasoning_ends else None
         self._start, self._ends = _tag_ids(settings, tokenizer)
         self.counts_text = not self._ends
+        self._has_ids = False
         self._inside = settings.begins_inside
         self._counted_texts: list[str] = []
         self._text_tokens = 0  # of these, piece by piece
 
     def count(self, token_ids: Sequence[int]) -> None:
         """Count those of these tokens that are reasoning; tags are not."""
+        self._has_ids = self._has_ids or bool(token_ids)
+        if self._counter is not None:
+            self._counter.feed_ids(token_ids)
+            self.reasoning_tokens = self._counter.reasoning_tokens
+            return
         start, ends = self._start, self._ends
         if not ends or not (self._inside or start in token_ids):
             return
@@ -138,7 +147,7 @@ class PartsStage:
         counts_text = self.counts_text
         if not counts_text:
             self.count(token_ids)
-            self.counts_text = not token_ids
+            self.counts_text = not self._has_ids  # text that is released without ids had some before
         takes_ids = self.takes_ids and bool(token_ids)
         if takes_ids:
             self.counts_text = False
