@@ -273,6 +273,16 @@ def test_a_bug_is_500_with_a_traceback(caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_a_bug_in_one_of_several_calls_is_not_waited_for():
+    async def main():
+        client = Client(ScriptedUpstream(OSError("broken")))
+        async with asyncio.timeout(5):
+            await client.request("POST", "/v1/embeddings", json.dumps({"model": "tiny", "input": ["a", "b"]}).encode())
+        return client
+
+    assert asyncio.run(main()).status == 500
+
+
 def test_a_bug_in_the_stream_cuts_the_connection():
     upstream = ScriptedUpstream(STREAM[0], ZeroDivisionError("a bug"))
 

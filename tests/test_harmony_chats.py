@@ -219,3 +219,21 @@ def test_tools_that_are_none_are_refused_where_they_are_only_counted():
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": [{"function": {"name": "f", "description": {"a": 1}}}]}
     with pytest.raises(MalformedRequestError, match="cannot be rendered"):
         TRANSCODER.answer("POST", "/tokenize", HEADERS, json.dumps(body).encode(), created=1)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_reasoning_tokens_without_ids_and_with_stop_strings(stream):
+    transcoder = Transcoder("vllm.inference", tokenizer=HarmonyTokenizer(Vocabulary()), model=ModelInfo(max_model_len=4096))
+    call = request(transcoder, stream=stream, stop=["STOP"])
+    response = call.response(created=1)
+    response.receive_headers({})
+    text = FINAL.partition("STOP")[0]
+    pieces = [text[place : place + 5] for place in range(0, len(text), 5)]
+    if stream:
+        for piece in pieces:
+            response.receive_message(transcoder.adapter.encode_response(TokensEvent(text=piece, completion_tokens=1)).SerializeToString())
+    last = FinishEvent(text="" if stream else text, finish_reason="length", is_delta=True)
+    response.receive_message(transcoder.adapter.encode_response(last).SerializeToString())
+    response.receive_status(0)
+    assert response.error is None
+    assert response.usage.reasoning_tokens == len(ids_of("Easy."))

@@ -83,6 +83,7 @@ class PartsStage:
         "_tokenizer",
         "counts_text",
         "index",
+        "needs_ids",
         "reasoning_tokens",
         "takes_ids",
     )
@@ -104,6 +105,7 @@ class PartsStage:
         self._feed_ids: Any = getattr(self._parser, "feed_ids", None) if not has_stops else None
         self.takes_ids = self._feed_ids is not None
         self._counter: Any = settings.make_parser() if has_stops and hasattr(self._parser, "feed_ids") else None
+        self.needs_ids = self.takes_ids or self._counter is not None
         self._request_id = request_id
         self._eos_ids = eos_token_ids
         self._begun = self._broken = 0  # tool calls
@@ -117,7 +119,9 @@ class PartsStage:
 
     def count(self, token_ids: Sequence[int]) -> None:
         """Count those of these tokens that are reasoning; tags are not."""
-        self._has_ids = self._has_ids or bool(token_ids)
+        if not token_ids:
+            return
+        self._has_ids = True
         if self._counter is not None:
             self._counter.feed_ids(token_ids)
             self.reasoning_tokens = self._counter.reasoning_tokens

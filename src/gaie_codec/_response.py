@@ -102,7 +102,7 @@ class Response:
                 pass  # which one a message is about takes a look at all of it
             elif is_plain and adapter.decode_tokens is not None and not takes_ids:
                 plain = plain_tokens(reader, choices, encode, upstream.first_index, stages)
-            elif is_plain and adapter.decode_text is not None and not takes_ids:
+            elif is_plain and adapter.decode_text is not None and not any(stage.needs_ids for stage in stages):
                 plain = plain_text(reader, choices, encode, upstream.first_index, stages)
             self._upstreams.append(_Upstream(number, reader, choices, upstream.prompt, plain))
         self._wants_usage = encoder.wants_usage

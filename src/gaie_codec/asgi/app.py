@@ -287,12 +287,16 @@ class _App:
 
 async def _read_all(upstreams: Sequence[UpstreamCall], response: Response, reply: _Reply) -> None:
     """Read several calls side by side. What comes is taken in one place, so that outputs leave in the order in which they were made."""
-    arrived: asyncio.Queue[tuple[int, bytes | None]] = asyncio.Queue(len(upstreams))
+    arrived: asyncio.Queue[tuple[int, bytes | Exception | None]] = asyncio.Queue(len(upstreams))
 
     async def pump(number: int) -> None:
-        while (message := await upstreams[number].read()) is not None:
-            await arrived.put((number, message))
-        await arrived.put((number, None))
+        try:
+            while (message := await upstreams[number].read()) is not None:
+                await arrived.put((number, message))
+        except Exception as error:  # a bug, which is told where the answer is made and not waited for
+            await arrived.put((number, error))
+        else:
+            await arrived.put((number, None))
 
     pumps = [asyncio.create_task(pump(number)) for number in range(len(upstreams))]
     stopped: set[int] = set()
@@ -303,6 +307,8 @@ async def _read_all(upstreams: Sequence[UpstreamCall], response: Response, reply
             number, message = await arrived.get()
             if number in stopped:
                 continue
+            if isinstance(message, Exception):
+                raise message
             if message is not None:
                 reply.meter.frames_received += 1
                 reply.meter.upstream_bytes_received += len(message)
