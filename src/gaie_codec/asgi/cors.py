@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ANY: Final = "*"
 _METHODS: Final = b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
-_EXPOSED: Final = b"x-request-id, x-gaie-codec-dropped, retry-after"
+_EXPOSED: Final = b"x-request-id, x-gaie-codec-dropped, retry-after, x-should-retry"
 _MAX_AGE_S: Final = b"600"
 
 
