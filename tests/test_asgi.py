@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -411,6 +412,18 @@ def test_ping_is_health_by_another_name(method):
     client = ask(ScriptedUpstream(b"\x08\x01"), method, "/ping")
     assert (client.status, client.body) == (200, b"")
     assert ask(ScriptedUpstream((Code.UNAVAILABLE, "down")), method, "/ping").status == 503
+
+
+@pytest.mark.parametrize("name", ["health", "load", "tokenizer_info"])
+def test_service_endpoints_are_vllms(name):
+    golden = json.loads((Path(__file__).parent / "golden" / "vllm-http-only" / f"{name}.json").read_text())
+    method, path = golden["path"].split()
+    client = ask(ScriptedUpstream(b"\x08\x01"), method, path)
+    assert client.status == golden["status"]
+    if client.status == 200:
+        assert client.body.decode() == (golden["body"] or "")
+    else:  # in OpenAI's form, with vLLM's words first: docs/differences.md, Error bodies
+        assert client.error["message"].startswith(json.loads(golden["body"])["detail"])
 
 
 def test_load_is_what_a_model_server_is_answering():
